@@ -1,0 +1,38 @@
+"""The `algospace` command: assembled from entry points, so that the layers hold.
+
+Each package contributes `commands.register(app)`; exit codes are 0, 2 (bad input or usage) and 1 (our failure).
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+from rich.console import Console
+
+from algospace.errors import AlgoSpaceError
+
+ENTRY_POINT_GROUP = "algospace.commands"
+
+
+def build_app() -> typer.Typer:
+    """The command tree with every installed package's sub-commands."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                      help="Train, prove and serve teams of trading agents.")
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+        entry_point.load()(app)
+    return app
+
+
+def main() -> None:
+    """Console script."""
+    try:
+        build_app()(standalone_mode=True)
+    except AlgoSpaceError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
