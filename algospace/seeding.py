@@ -7,6 +7,7 @@ The hash is SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -21,7 +22,7 @@ _TO_UNIT = 1.0 / (1 << 53)
 
 
 @nb.njit(inline="always", cache=True)
-def splitmix64(x: int) -> int:
+def splitmix64(x: Any) -> Any:
     """One SplitMix64 step: uint64 -> well mixed uint64."""
     z = np.uint64(x) + _GOLDEN
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -30,19 +31,19 @@ def splitmix64(x: int) -> int:
 
 
 @nb.njit(inline="always", cache=True)
-def combine(seed: int, value: int) -> int:
+def combine(seed: Any, value: Any) -> Any:
     """Mix `value` into `seed`; the seed is hashed first, so that neighbouring values never overlap."""
     return splitmix64(splitmix64(np.uint64(seed)) ^ np.uint64(value))
 
 
 @nb.njit(inline="always", cache=True)
-def to_unit(bits: int) -> float:
+def to_unit(bits: Any) -> float:
     """uint64 -> float64 in [0, 1)."""
     return float(np.uint64(bits) >> _S11) * _TO_UNIT
 
 
 @nb.njit(cache=True)
-def uniforms(seed: int, tick: int, out: AnyArray) -> None:
+def uniforms(seed: Any, tick: int, out: AnyArray) -> None:
     """Fill `out` (rows, lanes) with U[0, 1): lane l of row r depends on (seed, tick, r, l) only."""
     base = combine(seed, tick)
     for row in range(out.shape[0]):
@@ -52,7 +53,7 @@ def uniforms(seed: int, tick: int, out: AnyArray) -> None:
 
 
 @nb.njit(cache=True)
-def _fill_mask_bank(key: int, keep: float, out: AnyArray) -> None:
+def _fill_mask_bank(key: Any, keep: float, out: AnyArray) -> None:
     for row in range(out.shape[0]):
         seed = combine(key, row)
         for unit in range(out.shape[1]):
