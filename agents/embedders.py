@@ -1,0 +1,147 @@
+"""Embedders: a matrix window -> one vector, causal.
+
+Every embedder has two entrances that compute the same function:
+    embed_window  (B, W, F)        -> (B, D)      one decision (serving, sparse rows)
+    embed_segment (B, C + T, F)    -> (B, T, D)   T consecutive rows after C = context rows
+`tcn` does the second in one pass; `lstm` and `transformer` unfold the windows.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import nn
+
+EmbedderKind = Literal["tcn", "lstm", "transformer"]
+
+
+class Embedder(nn.Module):
+    """Base of all embedders. `context` rows before a row are needed to embed it."""
+
+    def __init__(self, features: int, window: int, dim: int) -> None:
+        super().__init__()
+        self.features, self.window, self.dim = features, window, dim
+        self.context = window - 1
+
+    @abstractmethod
+    def embed_window(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, W, F) -> (B, D)."""
+
+    def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, context + T, F) -> (B, T, D); equal to embed_window on every window."""
+        windows = x.unfold(1, self.context + 1, 1).transpose(2, 3)  # (B, T, context+1, F)
+        batch, steps = windows.shape[:2]
+        flat = windows.reshape(batch * steps, self.context + 1, self.features)
+        return self.embed_window(flat).reshape(batch, steps, self.dim)
+
+
+class TCNEmbedder(Embedder):
+    """Dilated causal convolutions without padding (Bai, Kolter and Koltun 2018, arXiv 1803.01271).
+
+    The receptive field, 1 + (kernel-1)·Σ dilations, is made to fit into the window, so no padding ever enters
+    and a whole segment is embedded in one pass.
+    """
+
+    def __init__(self, features: int, window: int, dim: int, channels: int = 16, kernel: int = 4) -> None:
+        super().__init__(features, window, dim)
+        dilations = _dilations(window, kernel)
+        self.context = (kernel - 1) * sum(dilations)
+        self.inlet = nn.Linear(features, channels)
+        self.layers = nn.ModuleList(nn.Conv1d(channels, channels, kernel, dilation=d) for d in dilations)
+        self.outlet = nn.Linear(channels, dim)
+
+    def embed_window(self, x: torch.Tensor) -> torch.Tensor:
+        return self.embed_segment(x[:, x.shape[1] - self.context - 1:])[:, 0]
+
+    def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inlet(x).transpose(1, 2)  # (B, C, context + T)
+        for layer in self.layers:
+            y = torch.tanh(layer(h))
+            h = h[:, :, h.shape[2] - y.shape[2]:] + y
+        return torch.tanh(self.outlet(h.transpose(1, 2)))
+
+
+def _dilations(window: int, kernel: int) -> list[int]:
+    """1, 2, 4, … as long as the receptive field stays within the window."""
+    dilations: list[int] = []
+    while 1 + (kernel - 1) * (sum(dilations) + 2 ** len(dilations)) <= window:
+        dilations.append(2 ** len(dilations))
+    if not dilations:
+        raise ValueError(f"a window of {window} rows is too short for kernel {kernel}")
+    return dilations
+
+
+class LSTMEmbedder(Embedder):
+    """The last hidden state of an LSTM run over the window from a zero state."""
+
+    def __init__(self, features: int, window: int, dim: int) -> None:
+        super().__init__(features, window, dim)
+        self.lstm = nn.LSTM(features, dim, batch_first=True)
+
+    def embed_window(self, x: torch.Tensor) -> torch.Tensor:
+        output, _ = self.lstm(x)
+        return output[:, -1]
+
+
+class TransformerEmbedder(Embedder):
+    """Pre-norm encoder over the window with sinusoidal positions; the last token is the embedding."""
+
+    positions: torch.Tensor
+
+    def __init__(self, features: int, window: int, dim: int, model_dim: int = 32, layers: int = 2,
+                 heads: int = 4) -> None:
+        super().__init__(features, window, dim)
+        self.inlet = nn.Linear(features, model_dim)
+        self.blocks = nn.ModuleList(EncoderBlock(model_dim, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(model_dim)
+        self.outlet = nn.Linear(model_dim, dim)
+        self.register_buffer("positions", sinusoids(window, model_dim), persistent=False)
+
+    def embed_window(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inlet(x) + self.positions
+        for block in self.blocks:
+            h = block(h)
+        return torch.tanh(self.outlet(self.norm(h[:, -1])))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm multi-head self-attention and a GELU feed-forward layer, without dropout."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.project = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, W, D) -> (B, W, D)."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(self.norm_1(x)).reshape(batch, length, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.project(attended.transpose(1, 2).reshape(batch, length, dim))
+        return x + self.feed_forward(self.norm_2(x))
+
+
+def sinusoids(length: int, dim: int) -> torch.Tensor:
+    """Positional encoding (length, dim) of Vaswani et al. 2017."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, dim, 2, dtype=torch.float32) * (-math.log(10_000.0) / dim))
+    table = torch.zeros(length, dim)
+    table[:, 0::2], table[:, 1::2] = torch.sin(position * rate), torch.cos(position * rate)
+    return table
+
+
+def make_embedder(kind: EmbedderKind, features: int, window: int, dim: int, channels: int = 16) -> Embedder:
+    """The registry of embedders."""
+    if kind == "tcn":
+        return TCNEmbedder(features, window, dim, channels)
+    if kind == "lstm":
+        return LSTMEmbedder(features, window, dim)
+    if kind == "transformer":
+        return TransformerEmbedder(features, window, dim)
+    raise ValueError(f"unknown embedder '{kind}'; known: tcn, lstm, transformer")

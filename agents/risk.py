@@ -1,0 +1,81 @@
+"""M-RMS: the risk team. Three cooperative agents size, stop and target answer an opportunity.
+
+They see the market and the proposed direction, not the account: hard limits see the account, and so a frozen
+M-RMS can be evaluated once for the whole table (frozen experts are columns). The critic sees the account too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from agents.core import Shapes
+from agents.embedders import EmbedderKind, make_embedder
+from algospace.config import FrozenConfig
+
+RISK_AGENTS = ("size", "stop", "target")
+RISK_ACTIONS = (6, 7, 5)   # {0..5} contracts, {.5, 1, 1.5, 2, 3, 4 ATR, beyond the LVN}, {1, 1.5, 2, 3, 4} R
+NUM_RISK_ACCOUNT = 4
+_MASKED_LOGIT = -1e9
+
+
+class RiskConfig(FrozenConfig):
+    """Sizes of the M-RMS networks."""
+
+    embedder: EmbedderKind = "tcn"
+    embed_dim: int = 16
+    channels: int = 16
+    hidden: int = 64
+    critic_hidden: int = 64
+    dropout: float = 0.1
+
+
+class RiskNet(nn.Module):
+    """Actors and critic of the M-RMS."""
+
+    def __init__(self, shapes: Shapes, config: RiskConfig) -> None:
+        super().__init__()
+        self.shapes, self.config = shapes, config
+        dim, hidden = config.embed_dim, config.hidden
+        self.strategic = make_embedder(config.embedder, shapes.strategic, shapes.strategic_window, dim,
+                                       config.channels)
+        self.tactical = make_embedder(config.embedder, shapes.tactical, shapes.tactical_window, dim,
+                                      config.channels)
+        state = 2 * dim + shapes.regime + 1
+        self.trunk_in = nn.Linear(state + len(RISK_AGENTS), hidden)
+        self.trunk_out = nn.Linear(hidden, hidden)
+        self.head = nn.Parameter(torch.empty(len(RISK_AGENTS), hidden, max(RISK_ACTIONS)))
+        self.head_bias = nn.Parameter(torch.zeros(len(RISK_AGENTS), max(RISK_ACTIONS)))
+        self.critic = nn.Sequential(nn.Linear(state + NUM_RISK_ACCOUNT, config.critic_hidden), nn.Tanh(),
+                                    nn.Linear(config.critic_hidden, 1))
+        self.register_buffer("one_hot", torch.eye(len(RISK_AGENTS)), persistent=False)
+        allowed = torch.arange(max(RISK_ACTIONS))[None] < torch.tensor(RISK_ACTIONS)[:, None]
+        self.register_buffer("allowed", allowed, persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight, 2 ** 0.5)
+                nn.init.zeros_(module.bias)
+        for head in self.head.data:
+            nn.init.orthogonal_(head, 0.01)
+
+    def state(self, strategic: torch.Tensor, tactical: torch.Tensor, regime: torch.Tensor,
+              direction: torch.Tensor) -> torch.Tensor:
+        """Windows (B, Ws, Fs), (B, Wt, Ft), regime (B, R), direction (B, 1) in {-1, +1} -> state (B, S)."""
+        return torch.cat((self.strategic.embed_window(strategic), self.tactical.embed_window(tactical), regime,
+                          direction), -1)
+
+    def trunk(self, state: torch.Tensor) -> torch.Tensor:
+        """(..., S) -> hidden (..., 3, H), one row per agent."""
+        lead = (*state.shape[:-1], len(RISK_AGENTS))
+        x = torch.cat((state.unsqueeze(-2).expand(*lead, state.shape[-1]),
+                       self.one_hot.expand(*lead, len(RISK_AGENTS))), -1)
+        return torch.tanh(self.trunk_out(torch.tanh(self.trunk_in(x))))
+
+    def logits(self, hidden: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H) times masks -> (..., 3, 7); actions that an agent does not have are masked."""
+        logits = ((hidden * masks).unsqueeze(-2) @ self.head).squeeze(-2) + self.head_bias
+        return logits.masked_fill(~self.allowed, _MASKED_LOGIT)
+
+    def value(self, state: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
+        """Normalised value (...) of state (..., S) and account (..., 4)."""
+        return self.critic(torch.cat((state, account), -1)).squeeze(-1)
