@@ -43,21 +43,21 @@ _REBUILD = 32  # bars after which the profile is summed anew, so that rounding c
 _TAPS = np.exp(-0.5 * (np.arange(RADIUS + 1) / SIGMA) ** 2)
 _TAPS /= _TAPS[0] + 2.0 * _TAPS[1:].sum()
 
-# Places in `LvnState.grid` and `LvnState.count`.
+# Places in `LvnState.grid` and `LvnState.counts`.
 _TICK, _START, _WIDTH = 0, 1, 2
 _SEEN, _BINS, _AGE, _TPO = 0, 1, 2, 3
 
 
 class LvnState(NamedTuple):
     """low, high, volume: ring of the last WINDOW bars, slot = bar number mod WINDOW. grid: tick size, start and
-    width of the bins. count: bars seen, bins in use, bars since the profile was summed anew, whether the profile
+    width of the bins. counts: bars seen, bins in use, bars since the profile was summed anew, whether the profile
     counts time. profile, smooth: (MAX_BINS + 2,) heights per bin; padded: the profile with its reflected ends."""
 
     low: FloatArray
     high: FloatArray
     volume: FloatArray
     grid: FloatArray
-    count: IntArray
+    counts: IntArray
     profile: FloatArray
     smooth: FloatArray
     padded: FloatArray
@@ -75,19 +75,19 @@ def new_state(tick_size: float) -> LvnState:
 @nb.njit(cache=True)
 def update(state: LvnState, high: float, low: float, close: float, volume: float, out: FloatArray) -> None:
     """Take one 30-minute bar and write `COLUMNS` into `out` (5,)."""
-    slot = state.count[_SEEN] % WINDOW
+    slot = state.counts[_SEEN] % WINDOW
     old_low, old_high, old_volume = state.low[slot], state.high[slot], state.volume[slot]
     state.low[slot], state.high[slot], state.volume[slot] = low, high, volume
-    state.count[_SEEN] += 1
+    state.counts[_SEEN] += 1
     out[:] = np.nan
-    if state.count[_SEEN] < WINDOW:
+    if state.counts[_SEEN] < WINDOW:
         return
     if _regrid(state):
         _rebuild(state)
     else:
         _spread(state, old_low, old_high, old_volume, -1.0)
         _spread(state, low, high, volume, 1.0)
-        state.count[_AGE] += 1
+        state.counts[_AGE] += 1
     _smooth(state)
     poc = _write_nodes(state, close, out)
     _write_value_area(state, close, poc, out)
@@ -105,13 +105,13 @@ def _regrid(state: LvnState) -> bool:
     tpo = 0 if traded > 0.0 else 1  # NaN, too, is not > 0
     tick, span = state.grid[_TICK], top - start
     width = max(tick, span / MAX_BINS)
-    same = start == state.grid[_START] and width == state.grid[_WIDTH] and tpo == state.count[_TPO]
-    if same and state.count[_AGE] < _REBUILD:
-        # With bins of one tick the range may have grown by whole bins.
-        if width > tick or int(np.floor(span / width + _EDGE)) + 1 == state.count[_BINS]:
-            return False
-    state.grid[_START], state.grid[_WIDTH], state.count[_TPO] = start, width, tpo
-    state.count[_BINS] = MAX_BINS if width > tick else int(np.floor(span / width + _EDGE)) + 1
+    bins = MAX_BINS if width > tick else int(np.floor(span / width + _EDGE)) + 1
+    same = start == state.grid[_START] and width == state.grid[_WIDTH]
+    same = same and bins == state.counts[_BINS] and tpo == state.counts[_TPO]
+    if same and state.counts[_AGE] < _REBUILD:
+        return False
+    state.grid[_START], state.grid[_WIDTH] = start, width
+    state.counts[_BINS], state.counts[_TPO] = bins, tpo
     return True
 
 
@@ -120,7 +120,7 @@ def _rebuild(state: LvnState) -> None:
     state.profile[:] = 0.0
     for i in range(WINDOW):
         _spread(state, state.low[i], state.high[i], state.volume[i], 1.0)
-    state.count[_AGE] = 0
+    state.counts[_AGE] = 0
 
 
 @nb.njit(cache=True)
@@ -130,9 +130,9 @@ def _spread(state: LvnState, low: float, high: float, volume: float, sign: float
     Tick k lies at bin position first + k * step; so the number of ticks below the upper edge of bin b is
     ceil((b + 1 - first) / step), and bins get differences of these counts.
     """
-    width, last = state.grid[_WIDTH], state.count[_BINS] - 1
+    width, last = state.grid[_WIDTH], state.counts[_BINS] - 1
     ticks = int(np.floor((high - low) / state.grid[_TICK] + 0.5)) + 1
-    weight = sign if state.count[_TPO] else sign * volume / ticks
+    weight = sign if state.counts[_TPO] else sign * volume / ticks
     if weight == 0.0:
         return
     first = (low - state.grid[_START]) / width + _EDGE
@@ -153,7 +153,7 @@ def _spread(state: LvnState, low: float, high: float, volume: float, sign: float
 @nb.njit(cache=True)
 def _smooth(state: LvnState) -> None:
     """Gaussian smoothing with reflected ends (d c b a | a b c d | d c b a)."""
-    bins, padded, smooth = state.count[_BINS], state.padded, state.smooth
+    bins, padded, smooth = state.counts[_BINS], state.padded, state.smooth
     padded[RADIUS:RADIUS + bins] = state.profile[:bins]
     for k in range(RADIUS):
         mirrored = k % (2 * bins)
@@ -175,7 +175,7 @@ def _write_nodes(state: LvnState, close: float, out: FloatArray) -> Any:
 
     Walks up the profile from turn to turn. `node` is a valley that waits for its upper peak.
     """
-    bins, smooth = state.count[_BINS], state.smooth
+    bins, smooth = state.counts[_BINS], state.smooth
     start, width = state.grid[_START], state.grid[_WIDTH]
     highest = 0.0
     for i in range(bins):
@@ -214,7 +214,7 @@ def _write_nodes(state: LvnState, close: float, out: FloatArray) -> Any:
 
 @nb.njit(cache=True)
 def _write_value_area(state: LvnState, close: float, poc: int, out: FloatArray) -> None:
-    bins, smooth = state.count[_BINS], state.smooth
+    bins, smooth = state.counts[_BINS], state.smooth
     total = 0.0
     for i in range(bins):
         total += smooth[i]
@@ -236,7 +236,7 @@ def _write_value_area(state: LvnState, close: float, poc: int, out: FloatArray) 
 @nb.njit(cache=True)
 def _skew(state: LvnState) -> Any:
     """Skewness of price under the unsmoothed profile (third standardised moment); 0 for a single bin."""
-    bins, profile = state.count[_BINS], state.profile
+    bins, profile = state.counts[_BINS], state.profile
     total, first = 0.0, 0.0
     for i in range(bins):
         total += profile[i]

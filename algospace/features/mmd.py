@@ -94,7 +94,8 @@ def update(state: MmdState, high: float, low: float, close: float, volume: float
         last[_MEDIAN] = median
         out[5] = 0.0
         if median > 0.0:
-            out[5] = np.sqrt(max(0.0, mmd_squared(state.returns[end - RETURNS:end], RECENT, median, state.scratch)))
+            square = mmd_squared(state.returns[end - RETURNS:end], RECENT, median, state.scratch)
+            out[5] = np.sqrt(max(0.0, square))
 
 
 @nb.njit(cache=True)
