@@ -16,6 +16,7 @@ from algospace.execution.mechanics import advance, open_account
 from algospace.risk.limits import limit_contracts
 from algospace.seeding import combine, to_unit
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, Int32Array, IntArray
+from envs.prefetch import prefetch
 
 REJECT, EXECUTE, CLOSE = 0, 1, 2
 SHORT, PASS, LONG = 0, 1, 2
@@ -27,19 +28,21 @@ SHAPING_CLIP = 10.0
 START_LANE, SIGN_LANE = 0, 1
 
 
-class Market(NamedTuple):
-    """The columns of a market table that the kernels read (n rows); see MarketTable for units."""
+BAR_DTYPE = np.dtype([
+    ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("roll", "f8"), ("atr", "f8"),
+    ("bar_return", "f8"),    # log return over the row before, roll-adjusted
+    ("day", "i4"),
+    ("voting", "i4"),        # 1 where voters are asked
+])
+"""All that a step reads of one market row, in one 64-byte cache line: environments sit on unrelated rows, and
+separate columns cost 40 % of the throughput in cache misses."""
 
-    open: FloatArray
-    high: FloatArray
-    low: FloatArray
-    close: FloatArray
-    roll: FloatArray
-    atr: FloatArray
-    day: Int32Array
+
+class Market(NamedTuple):
+    """What the kernels read of a market table (n rows)."""
+
+    bars: AnyArray           # (n,) BAR_DTYPE
     clock: Float32Array      # (n, 2)
-    voting: BoolArray        # rows at which voters are asked
-    returns: FloatArray      # log return of each row over the one before, roll-adjusted; empty in full mechanics
     starts: Int32Array       # rows at which an episode may begin
 
 
@@ -98,13 +101,13 @@ def begin_kernel(batch: Any, market: Any, rules: Any, seed: Any, first_env: int,
         batch.ends[e] = row + rules.episode_bars
         batch.signs[e] = -1.0 if flip else 1.0
         batch.alive[e] = True
-        batch.voting[e] = market.voting[row]
+        batch.voting[e] = market.bars[row].voting != 0
         batch.moments[e, :] = 0.0
         batch.opportunity[e] = 0
         batch.asked[e] = False
         batch.action_mask[e, :] = False
         batch.order[e, :] = 0.0
-        open_account(batch.accounts[e], rules.initial_equity, market.close[row], market.day[row])
+        open_account(batch.accounts[e], rules.initial_equity, market.bars[row].close, market.bars[row].day)
 
 
 @nb.njit(inline="always", cache=True)
@@ -114,7 +117,7 @@ def _clip(x: float, bound: float) -> float:
 
 @nb.njit(inline="always", cache=True)
 def _atr(market: Any, rules: Any, row: int) -> float:
-    atr = market.atr[row]
+    atr = market.bars[row].atr
     return atr if atr > rules.tick else rules.tick
 
 
@@ -127,7 +130,7 @@ def observe_kernel(batch: Any, market: Any, rules: Any, limits: Any, out: Float3
         row = batch.rows[e]
         atr = _atr(market, rules, row)
         side = np.sign(account.position)
-        close = market.close[row]
+        close = market.bars[row].close
         out[e, 0] = batch.signs[e] * account.position / scale
         out[e, 1] = _clip(side * (close - account.entry) / atr, 10.0) if side != 0.0 else 0.0
         out[e, 2] = np.log1p(float(account.bars_in_trade)) / 5.0 if side != 0.0 else 0.0
@@ -273,39 +276,43 @@ def _ruined(account: Any, rules: Any, limits: Any) -> bool:
 def execute_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: Any, side_cost: float, fills: AnyArray,
                    actions: AnyArray, rewards: Float32Array, discounts: Float32Array) -> None:
     """Second half-step: play the bar (or the bars up to the next voting row); see VectorCoreEnv.execute."""
-    for e in range(batch.rows.size):
-        row = batch.rows[e]
-        if not batch.alive[e] or row >= batch.ends[e]:
+    bars = market.bars
+    rows, ends, alives, voting, order = batch.rows, batch.ends, batch.alive, batch.voting, batch.order
+    accounts = batch.accounts
+    for e in range(rows.size):
+        row = rows[e]
+        if not alives[e] or row >= ends[e]:
             rewards[e] = 0.0
-            discounts[e] = 1.0 if row >= batch.ends[e] else 0.0
-            if not rules.run_on and row < batch.ends[e]:
-                batch.rows[e] = row + 1
+            discounts[e] = 1.0 if row >= ends[e] else 0.0
+            if not rules.run_on and row < ends[e]:
+                rows[e] = row + 1
             continue
-        account = batch.accounts[e]
+        account = accounts[e]
         has_order, want = _wanted(batch, rules, e, actions[e], account.position)
         equity = account.equity
         drawdown = account.peak - equity
         terminated = False
         while True:
             row += 1
+            bar = bars[row]
             if rules.unit:
-                advance_unit(account, want, market.returns[row], side_cost, market.close[row - 1],
-                             market.close[row], market.roll[row], market.day[row])
+                advance_unit(account, want, bar.bar_return, side_cost, bars[row - 1].close, bar.close, bar.roll,
+                             bar.day)
             else:
-                advance(account, venue, has_order, want, batch.order[e, 1], batch.order[e, 2], market.open[row],
-                        market.high[row], market.low[row], market.close[row], market.roll[row],
-                        market.day[row], fills)
+                advance(account, venue, has_order, want, order[e, 1], order[e, 2], bar.open, bar.high, bar.low,
+                        bar.close, bar.roll, bar.day, fills)
                 has_order = False
             terminated = _ruined(account, rules, limits)
-            if terminated or not rules.run_on or market.voting[row] or row >= batch.ends[e]:
+            if terminated or not rules.run_on or bar.voting != 0 or row >= ends[e]:
                 break
         reward = (account.equity - equity) / rules.risk_unit
         if rules.shaping != 0:
             growth = account.peak - account.equity - drawdown
             reward += rules.shaping_weight * _shaped(batch.moments[e], rules, reward, growth)
-        alive = not (terminated or (rules.run_on and row >= batch.ends[e]))
-        batch.rows[e] = row
-        batch.alive[e] = alive
-        batch.voting[e] = alive and market.voting[row]
+        alive = not (terminated or (rules.run_on and row >= ends[e]))
+        rows[e] = row
+        prefetch(bars, row + 1)
+        alives[e] = alive
+        voting[e] = alive and bars[row].voting != 0
         rewards[e] = reward
         discounts[e] = 0.0 if terminated else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, Int32
 from envs.config import CoreEnvConfig
 from envs.core_kernels import (
     ACCOUNT_FEATURES,
+    BAR_DTYPE,
     SHAPING_CODES,
     Batch,
     Market,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from algospace.features.market_table import MarketTable
 
 
-def risk_unit_of(table: MarketTable, instrument: Instrument, config: CoreEnvConfig, start: int, stop: int) -> float:
+def risk_unit_of(table: MarketTable, instrument: Instrument, config: CoreEnvConfig, start: int,
+                 stop: int) -> float:
     """The reward's unit over rows [start, stop) (the training split).
 
     Full mechanics: mean ATR x multiplier x base size, account currency. Unit mechanics: standard deviation of
@@ -52,7 +54,7 @@ def bar_returns(table: MarketTable) -> FloatArray:
 def decision_rows(table: MarketTable, config: CoreEnvConfig) -> BoolArray:
     """Where voters are asked: every decision row, or only those with a synergy."""
     if config.decision_points == "synergy":
-        return cast(BoolArray, table.decision & table.synergy_event)
+        return table.decision & table.synergy_event
     return np.array(table.decision, np.bool_)
 
 
@@ -76,10 +78,20 @@ def build_market(table: MarketTable, config: CoreEnvConfig, start: int, stop: in
         if starts.size == 0:
             raise ConfigError(f"rows {start} to {stop} of {table.symbol} hold no synergy to start from; "
                               f"use decision_points: bar or lower the signal thresholds")
-    returns = bar_returns(table) if config.mechanics == "unit" else np.zeros(0)
-    columns = (table.open, table.high, table.low, table.close, table.roll, table.atr, table.day, table.clock,
-               voting, returns, starts)
-    return Market(*(_frozen(column) for column in columns))
+    return Market(pack_bars(table, voting), _frozen(np.asarray(table.clock, np.float32)), _frozen(starts))
+
+
+def pack_bars(table: MarketTable, voting: BoolArray) -> AnyArray:
+    """The table's price columns as BAR_DTYPE records, aligned to cache lines."""
+    size = BAR_DTYPE.itemsize
+    raw = np.empty((len(table) + 1) * size, np.uint8)
+    shift = -raw.ctypes.data % size
+    bars = raw[shift:shift + len(table) * size].view(BAR_DTYPE)
+    for name in ("open", "high", "low", "close", "roll", "atr", "day"):
+        bars[name] = getattr(table, name)
+    bars["bar_return"] = bar_returns(table)
+    bars["voting"] = voting
+    return _frozen(bars)
 
 
 def build_rules(instrument: Instrument, config: CoreEnvConfig, risk_unit: float) -> Rules:
