@@ -16,6 +16,7 @@ class FeatureTable:
     slow: column -> (m,) float64, one row per 30-minute bar (its own close, its own time features).
     row_30m: (n,) index of the last 30-minute bar visible at each base row, -1 before the first.
     contract: (n,) contract code at the bar's close.
+    config_digest: of the FeatureConfig that the rows were computed with; part of the schema hash.
     Rows of the warm-up are kept, with NaN.
     """
 
@@ -27,6 +28,7 @@ class FeatureTable:
     ts_close_30m: IntArray
     slow: dict[str, FloatArray]
     row_30m: Int32Array
+    config_digest: str = ""
 
     def __len__(self) -> int:
         return int(self.ts_close.size)

@@ -1,0 +1,233 @@
+"""The two drivers of the compiled step: `build` for history, `FeatureStream` for live and for blocks of history."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from algospace.errors import InputError, SchemaError
+from algospace.features import columns, pipeline
+from algospace.features.bars import SourceBar
+from algospace.features.checks import check_bars, check_width
+from algospace.features.config import FeatureConfig
+from algospace.features.table import FeatureTable
+from algospace.instruments import Instrument
+from algospace.types import MINUTE_NS, AnyArray, Bars, FloatArray, IntArray, Ticks
+
+# Source rows per compiled call: bounds the copies made of the input, and is far above the call's overhead.
+_BLOCK = 1 << 18
+_SNAPSHOT_VERSION = 1
+
+
+class FeatureRow(NamedTuple):
+    """One emitted base row: `base` (columns,) in the order of `FeatureStream.base_columns`, and the 30-minute rows
+    that first became visible with it: `ts_close_30m` (k,), `slow` (k, columns), k usually 0 or 1."""
+
+    ts_close: int
+    filled: bool
+    contract: int
+    row_30m: int
+    base: FloatArray
+    ts_close_30m: IntArray
+    slow: FloatArray
+
+
+class FeatureStream:
+    """Feature rows of one instrument, event by event or block by block, over one state.
+
+    A row is emitted once its bar has closed; a bar still open is not. Late and invalid events change nothing and
+    are counted in `late` and `invalid`. `source_width_ns`: width of the bars given to `push`.
+    """
+
+    def __init__(
+        self, instrument: Instrument, config: FeatureConfig | None = None, source_width_ns: int = MINUTE_NS
+    ) -> None:
+        self.instrument = instrument
+        self.config = config or FeatureConfig()
+        self.base_columns = columns.base_columns(self.config.regime)
+        self.slow_columns = columns.slow_columns(self.config.regime)
+        self._source_width = source_width_ns
+        self._params = pipeline.new_params(self.config, instrument)
+        check_width(source_width_ns, self._params.width)
+        self._state = pipeline.new_state(self.config, instrument)
+        self._event_rows = self._params.max_fill + 2
+        self._out = pipeline.new_output(self.config, self._event_rows, 2 * self._event_rows)
+
+    @property
+    def late(self) -> int:
+        """Events dropped because their bar had closed or they were out of order."""
+        return int(self._state.generator["late"][0])
+
+    @property
+    def invalid(self) -> int:
+        """Events dropped because a price or size broke a rule."""
+        return int(self._state.generator["invalid"][0])
+
+    def push(self, bar: SourceBar) -> list[FeatureRow]:
+        """Take one source bar, known at its close; the rows of all base bars that it completes."""
+        self._make_room()
+        one = [np.array([value], dtype) for value, dtype in zip(bar, _BAR_DTYPES, strict=True)]
+        pipeline.run_bars(self._state, self._params, self._out, self._source_width, *one)
+        return self._emitted()
+
+    def push_tick(self, ts: int, price: float, size: float = float("nan"), contract: int = 0) -> list[FeatureRow]:
+        """Take one trade print; the rows of all base bars that it completes."""
+        self._make_room()
+        pipeline.run_ticks(self._state, self._params, self._out, np.array([ts], np.int64), np.array([price], float),
+                           np.array([size], float), contract)  # fmt: skip
+        return self._emitted()
+
+    def advance(self, now: int) -> list[FeatureRow]:
+        """The clock says `now` (ns UTC, after the grace period): close the open bar if it has ended."""
+        self._make_room()
+        pipeline.run_clock(self._state, self._params, self._out, now)
+        return self._emitted()
+
+    def extend(self, bars: Bars) -> FeatureTable:
+        """A block of history in compiled code; the rows that it completes. Blocks follow each other in time."""
+        check_bars(bars, self._params.width)
+        sources = (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract)
+        out = self._new_output(bars.ts_open)
+        for block in _blocks(sources, _BAR_DTYPES):
+            self._make_room(block[0])
+            pipeline.run_bars(self._state, self._params, out, bars.width_ns, *block)
+        return self._table(out)
+
+    def extend_ticks(self, ticks: Ticks, contract: int = 0) -> FeatureTable:
+        """A block of ticks in compiled code; the rows that it completes."""
+        out = self._new_output(ticks.ts)
+        for block in _blocks((ticks.ts, ticks.price, ticks.size), _BAR_DTYPES[:3]):
+            self._make_room(block[0])
+            pipeline.run_ticks(self._state, self._params, out, *block, contract)
+        return self._table(out)
+
+    def snapshot(self) -> bytes:
+        """The whole state; a stream of the same configuration that restores it continues to the bit."""
+        arrays: dict[str, AnyArray] = {}
+        _flatten(self._state, "", arrays)
+        used = int(self._state.mlmi.scalars["points"][0])
+        for name in ("points", "labels", "following", "distances", "near_labels", "selection"):
+            arrays[f"mlmi.{name}"] = arrays[f"mlmi.{name}"][:used]
+        header = json.dumps(self._identity()).encode()
+        buffer = io.BytesIO()
+        np.savez(buffer, header=np.frombuffer(header, np.uint8), **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Continue from `snapshot`; SchemaError if it belongs to another configuration or instrument."""
+        try:
+            with np.load(io.BytesIO(snapshot), allow_pickle=False) as archive:
+                identity = json.loads(archive["header"].tobytes())
+                arrays = {name: np.ascontiguousarray(archive[name]) for name in archive.files}
+        except (ValueError, KeyError, OSError) as error:
+            raise SchemaError(f"feature state: not a snapshot ({error}); build it anew from history") from None
+        if identity != self._identity():
+            raise SchemaError(
+                f"feature state: it was saved for {identity}, this stream is {self._identity()}; "
+                "use the same configuration or build the state anew from history"
+            )
+        self._state = _unflatten(self._state, "", arrays)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.config.digest()}
+
+    def _make_room(self, ts: IntArray | None = None) -> None:
+        rows = self._event_rows if ts is None else self._bound_rows(ts)
+        self._state = pipeline.with_room(self._state, rows, rows + 1)
+
+    def _bound_rows(self, ts: IntArray) -> int:
+        end = int(self._state.generator["end"][0])
+        return int(pipeline.bound_rows(end, ts, self._params.width, self._params.max_fill))
+
+    def _new_output(self, ts: IntArray) -> pipeline.Output:
+        rows = sum(self._bound_rows(block[0]) for block in _blocks((ts,), _BAR_DTYPES[:1])) + self._event_rows
+        return pipeline.new_output(self.config, rows, rows + 1)
+
+    def _emitted(self) -> list[FeatureRow]:
+        out = self._out
+        n, m = (int(size) for size in out.size)
+        out.size[:] = 0
+        first_slow = int(self._state.rows[1]) - m
+        rows, taken = [], 0
+        for i in range(n):
+            visible = int(out.row_30m[i]) + 1 - first_slow
+            rows.append(
+                FeatureRow(
+                    int(out.ts_close[i]), bool(out.filled[i]), int(out.contract[i]), int(out.row_30m[i]),
+                    out.base[:, i].copy(), out.ts_close_30m[taken:visible].copy(),
+                    np.ascontiguousarray(out.slow[:, taken:visible].T),
+                )
+            )  # fmt: skip
+            taken = visible
+        return rows
+
+    def _table(self, out: pipeline.Output) -> FeatureTable:
+        n, m = (int(size) for size in out.size)
+        slow = out.slow[:, :m].copy()
+        return FeatureTable(
+            self.instrument.symbol, out.ts_close[:n], out.filled[:n], out.contract[:n],
+            {name: out.base[c, :n] for c, name in enumerate(self.base_columns)}, out.ts_close_30m[:m].copy(),
+            {name: slow[c] for c, name in enumerate(self.slow_columns)}, out.row_30m[:n], self.config.digest(),
+        )  # fmt: skip
+
+
+def build(bars: Bars, instrument: Instrument, config: FeatureConfig | None = None) -> FeatureTable:
+    """The feature table of a history of source bars; InputError names the first row that breaks a rule."""
+    return FeatureStream(instrument, config, bars.width_ns).extend(bars)
+
+
+def build_from_ticks(ticks: Ticks, instrument: Instrument, config: FeatureConfig | None = None) -> FeatureTable:
+    """The feature table of a history of ticks; late and invalid ticks are dropped, with a warning that counts them."""
+    if len(ticks) == 0:
+        raise InputError("ticks", "no ticks", "give a range that holds data")
+    stream = FeatureStream(instrument, config)
+    table = stream.extend_ticks(ticks)
+    if stream.late or stream.invalid:
+        warnings.warn(f"{stream.late} late and {stream.invalid} invalid ticks dropped", stacklevel=2)
+    return table
+
+
+def concatenate(tables: Sequence[FeatureTable]) -> FeatureTable:
+    """Tables of consecutive blocks of one stream (`FeatureStream.extend`) as one table."""
+    first = tables[0]
+
+    def join(name: str) -> Any:
+        return np.concatenate([getattr(table, name) for table in tables])
+
+    return FeatureTable(
+        first.symbol, join("ts_close"), join("filled"), join("contract"),
+        {name: np.concatenate([table.base[name] for table in tables]) for name in first.base}, join("ts_close_30m"),
+        {name: np.concatenate([table.slow[name] for table in tables]) for name in first.slow}, join("row_30m"),
+        first.config_digest,
+    )  # fmt: skip
+
+
+_BAR_DTYPES: tuple[Any, ...] = (np.int64, *[np.float64] * 5, np.int32)
+
+
+def _blocks(arrays: Sequence[AnyArray], dtypes: Sequence[Any]) -> Any:
+    """Consecutive blocks as writable contiguous copies, so that compiled code sees one type whatever the source."""
+    for start in range(0, arrays[0].size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        yield [np.array(array[part], dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+
+
+def _flatten(node: Any, name: str, into: dict[str, AnyArray]) -> None:
+    if isinstance(node, np.ndarray):
+        into[name] = node
+        return
+    for field in node._fields:
+        _flatten(getattr(node, field), f"{name}.{field}" if name else field, into)
+
+
+def _unflatten(template: Any, name: str, arrays: dict[str, AnyArray]) -> Any:
+    if isinstance(template, np.ndarray):
+        return arrays[name]
+    return type(template)(
+        *(_unflatten(getattr(template, f), f"{name}.{f}" if name else f, arrays) for f in template._fields)
+    )
