@@ -1,0 +1,73 @@
+"""Small random market tables for the tests of the environments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from algospace.features.market_table import MarketTable
+from algospace.features.matrix_schema import MatrixConfig, MatrixSchema, MatrixSpec, column_specs
+from algospace.types import BASE_BAR_NS, Float32Array
+
+TICK = 0.25
+
+
+def small_schema() -> MatrixSchema:
+    """Short windows of the default columns, unscaled."""
+    config = MatrixConfig()
+
+    def spec(names: tuple[str, ...], window: int) -> MatrixSpec:
+        return MatrixSpec(window, column_specs(names, {}))
+
+    return MatrixSchema(spec(config.strategic, 4), spec(config.tactical, 6), spec(config.regime, 4), 5.0, 50.0)
+
+
+def random_table(seed: int, n: int = 400, rolls: bool = True, step: float = 4.0) -> MarketTable:
+    """n bars on the tick grid with gaps between bars, rolls, filled bars, day changes and synergies.
+
+    `step` is the standard deviation of a bar's move in points."""
+    rng = np.random.default_rng(seed)
+    roll = np.where(rng.random(n) < 0.02, 1.0 + rng.normal(0.0, 0.01, n), 1.0) if rolls else np.ones(n)
+    roll[0] = 1.0
+    close, open_ = np.empty(n), np.empty(n)
+    price = 5000.0
+    for i in range(n):
+        price *= roll[i]
+        gap = rng.normal(0.0, 2.0 * step) if rng.random() < 0.1 else 0.0
+        open_[i] = np.round((price + gap) / TICK) * TICK
+        close[i] = np.round((open_[i] + rng.normal(0.0, step)) / TICK) * TICK
+        price = close[i]
+    high = np.maximum(open_, close) + TICK * rng.integers(0, 12, n)
+    low = np.minimum(open_, close) - TICK * rng.integers(0, 12, n)
+    filled = rng.random(n) < 0.05
+    event = rng.random(n) < 0.08
+    schema, slow = small_schema(), n // 6 + 1
+    direction = np.where(event, rng.choice([-1.0, 1.0], n), 0.0)
+
+    def matrix(rows: int, spec: MatrixSpec) -> Float32Array:
+        return rng.normal(0.0, 1.0, (rows, spec.width)).astype(np.float32)
+
+    return MarketTable(
+        symbol="SYNTH", schema=schema, ts_close=(np.arange(n, dtype=np.int64) + 1) * BASE_BAR_NS, open=open_,
+        high=high, low=low, close=close, roll=roll, atr=np.abs(rng.normal(2.0 * step, step / 2, n)) + TICK,
+        atr_30m=np.full(n, 5.0 * step), day=(np.arange(n) // 40 + 20_000).astype(np.int32),
+        clock=rng.uniform(-1.0, 1.0, (n, 2)).astype(np.float32), decision=~filled & (np.arange(n) >= 24),
+        synergy=np.stack([event * 0.25, direction, event * 0.3], axis=1).astype(np.float32),
+        synergy_event=event, row_30m=(np.arange(n) // 6).astype(np.int32), tactical=matrix(n, schema.tactical),
+        strategic=matrix(slow, schema.strategic), regime=matrix(slow, schema.regime))
+
+
+def random_proposals(seed: int, table: MarketTable) -> Float32Array:
+    """(n, 2, 3): 0..6 contracts, stops of 0 to 3 ATR (sometimes none), targets of 0 to 3 stops."""
+    rng = np.random.default_rng(seed + 1)
+    n = len(table)
+    stop = table.atr[:, None] * rng.uniform(0.2, 3.0, (n, 2)) * (rng.random((n, 2)) < 0.95)
+    target = stop * rng.uniform(0.5, 3.0, (n, 2)) * (rng.random((n, 2)) < 0.8)
+    return np.stack([rng.integers(0, 7, (n, 2)), stop, target], axis=2).astype(np.float32)
+
+
+def negated(table: MarketTable) -> MarketTable:
+    """The same market upside down: every price negated (highs become lows)."""
+    return dataclasses.replace(table, open=-table.open, high=-table.low, low=-table.high, close=-table.close,
+                               synergy=table.synergy * np.array([1, -1, 1], np.float32))
