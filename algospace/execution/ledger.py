@@ -26,7 +26,8 @@ def fold(journal: Iterable[Record], price: float | None = None) -> AnyArray:
 
     Position, entry, levels, realised profit, commissions and trades are those of the session; `equity` is as of
     the last fill or day change, or of `price` if one is given (then equal to the session's up to rounding).
-    `peak` is known up to the last day change; `bars_in_trade` is not in the journal and stays 0. InternalError if the journal does not start a session.
+    `peak` is known up to the last day change; `bars_in_trade` is not in the journal and stays 0.
+    InternalError if the journal does not start a session.
     """
     ledger = _Ledger()
     for record in journal:
