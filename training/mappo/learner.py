@@ -1,0 +1,136 @@
+"""MAPPOLearner: whole-batch statistics, then lean segment minibatches.
+
+RLlib's per-minibatch bookkeeping (gradient copies, isfinite twice per tensor, metrics, a cyclic iterator on
+numpy's global generator) costs 1.4-1.7 ms; this loop replaces it. Schedules are functions of the step count, so
+nothing but weights, optimiser moments and the value norm needs to be in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from algospace.seeding import stream_key
+from training.mappo.loss import LossParts, mappo_loss, standardise
+from training.mappo.module import MODULE_ID, TeamModule
+from training.mappo.settings import MAPPOSettings
+
+CRITIC_PREFIX = "net.critic"
+_LONG = ("actions", "rows", "mask_rows")
+
+
+class MAPPOLearner(PPOTorchLearner):
+    """The clipped, per-agent update of one team."""
+
+    def build(self) -> None:
+        """RLlib's build, then our thread count and settings."""
+        self.settings = MAPPOSettings(**self.config.settings)
+        torch.set_num_threads(self.settings.torch_threads)
+        super().build()
+        module = self.team_module()
+        named = list(module.named_parameters())
+        self._actor = [p for name, p in named if not name.startswith(CRITIC_PREFIX)]
+        self._critic = [p for name, p in named if name.startswith(CRITIC_PREFIX)]
+
+    def team_module(self) -> TeamModule:
+        """The module without DDP's wrapper."""
+        return self.module[MODULE_ID].unwrapped()
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """One Adam with the paper's epsilon."""
+        params = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.Adam(params, eps=self.settings.adam_epsilon, foreach=True)
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params,
+                                lr_or_lr_schedule=self.settings.learning_rate.start)
+
+    def update(self, batch: Any = None, training_data: Any = None, *, timesteps: dict[str, Any] | None = None,
+               **kwargs: Any) -> dict[str, Any]:
+        """All epochs over one batch of segments; returns the mean of every loss part."""
+        columns = (batch or training_data.batch).policy_batches[MODULE_ID]
+        data = {name: _tensor(name, columns[name]) for name in columns if name != Columns.SEQ_LENS}
+        steps = int((timesteps or {})[NUM_ENV_STEPS_SAMPLED_LIFETIME])
+        progress = min(steps / self.settings.env_steps, 1.0)
+        self._set_learning_rate(self.settings.learning_rate.at(progress))
+        self._weights_seq_no += 1
+        self._normalise(data)
+        parts = [self._minibatch({name: value[index] for name, value in data.items()}, progress)
+                 for index in self._order(data["rows"].shape[0], steps)]
+        for name, values in _means(parts).items():
+            self.metrics.log_value((MODULE_ID, name), values, window=1)
+        return self.metrics.reduce()
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for optimizer in self._named_optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _normalise(self, data: dict[str, torch.Tensor]) -> None:
+        """Value norm and advantage statistics over the whole batch, and over all learners."""
+        norm = self.team_module().value_norm
+        alive = data["alive"]
+        targets = data["value_targets"][alive]
+        moments = self._mean_over_learners(torch.stack((targets.mean(), (targets * targets).mean())))
+        data["values"] = norm.normalise(data["values"])
+        norm.update(moments[0], moments[1])
+        data["value_targets"] = norm.normalise(data["value_targets"])
+        acting = data["valid"].any(-1)
+        if self.distributed:
+            kept = data["advantages"][acting]
+            stats = self._mean_over_learners(torch.stack((kept.mean(), (kept * kept).mean())))
+            deviation = (stats[1] - stats[0] ** 2).clamp(min=1e-12).sqrt()
+            data["advantages"] = torch.where(acting, (data["advantages"] - stats[0]) / (deviation + 1e-8), 0.0)
+        else:
+            data["advantages"] = standardise(data["advantages"], acting)
+
+    def _mean_over_learners(self, x: torch.Tensor) -> torch.Tensor:
+        if self.distributed:
+            torch.distributed.all_reduce(x)
+            x = x / torch.distributed.get_world_size()
+        return x
+
+    def _order(self, segments: int, steps: int) -> list[torch.Tensor]:
+        """Minibatches of segment numbers, shuffled by (seed, step count) in every epoch."""
+        generator = np.random.default_rng(stream_key("minibatches", self.config.team["seed"], steps))
+        count = max(self.settings.minibatches, 1)
+        order = []
+        for _ in range(self.settings.epochs):
+            order += [torch.from_numpy(part) for part in np.array_split(generator.permutation(segments), count)]
+        return order
+
+    def _minibatch(self, data: dict[str, torch.Tensor], progress: float) -> LossParts:
+        """One gradient step."""
+        settings = self.settings
+        out = self.module[MODULE_ID].forward_train(data)
+        parts = mappo_loss(
+            logits=out["logits"], values=out["values"], actions=data["actions"], log_p_old=data["log_p"],
+            valid=data["valid"], advantages=data["advantages"], value_targets=data["value_targets"],
+            values_old=data["values"], decided=data["alive"], clip_param=settings.clip_param,
+            value_clip=settings.value_clip, huber_delta=settings.huber_delta,
+            entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff)
+        (optimizer,) = self._named_optimizers.values()
+        optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()
+        actor = torch.nn.utils.clip_grad_norm_(self._actor, settings.grad_clip, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self._critic, settings.grad_clip, foreach=True)
+        if not torch.isfinite(actor):
+            raise FloatingPointError(f"the gradient of the loss is not finite (loss parts {parts}); "
+                                     f"the last checkpoint is intact: lower the learning rate and resume")
+        optimizer.step()
+        return LossParts(*(part.detach() for part in parts))
+
+
+def _tensor(name: str, array: Any) -> torch.Tensor:
+    tensor = torch.as_tensor(array)
+    return tensor.long() if name in _LONG else tensor
+
+
+def _means(parts: list[LossParts]) -> dict[str, float]:
+    """Mean of each part over the minibatches, fetched once."""
+    stacked = torch.stack([torch.stack(tuple(part)) for part in parts]).mean(0)
+    return dict(zip(("total_loss", "policy_loss", "value_loss", "entropy", "kl", "clip_fraction"),
+                    stacked.tolist(), strict=True))

@@ -1,0 +1,69 @@
+"""The MAPPO objective as pure functions of tensors (..., agents)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class LossParts(NamedTuple):
+    """Scalars of one minibatch; `total` is minimised."""
+
+    total: torch.Tensor
+    policy: torch.Tensor
+    value: torch.Tensor
+    entropy: torch.Tensor
+    kl: torch.Tensor
+    clip_fraction: torch.Tensor
+
+
+def standardise(advantages: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over valid entries; the others become 0."""
+    kept = advantages[valid]
+    if kept.numel() < 2:
+        return torch.zeros_like(advantages)
+    return torch.where(valid, (advantages - kept.mean()) / (kept.std() + 1e-8), 0.0)
+
+
+def policy_terms(logits: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of `actions` (...) and entropy (...) of categorical `logits` (..., n)."""
+    log_p = torch.log_softmax(logits, -1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,
+               valid: torch.Tensor, advantages: torch.Tensor, value_targets: torch.Tensor,
+               values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float,
+               huber_delta: float, entropy_coeff: float, value_coeff: float) -> LossParts:
+    """logits (B, T, A, n); actions, log_p_old, valid (B, T, A); the rest (B, T). Values are normalised.
+
+    Ratios are clipped per agent, terms averaged over the agents' valid decisions, values over `decided` rows.
+    """
+    weight = valid.to(logits.dtype)
+    count = weight.sum().clamp(min=1.0)
+    log_p, entropy = policy_terms(logits, actions)
+    log_ratio = torch.where(valid, log_p - log_p_old, 0.0)
+    ratio = log_ratio.exp()
+    advantage = advantages.unsqueeze(-1)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_param, 1.0 + clip_param) * advantage)
+    policy = -(surrogate * weight).sum() / count
+    mean_entropy = (entropy * weight).sum() / count
+
+    rows = decided.to(values.dtype)
+    clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
+    error = torch.maximum(huber(values - value_targets, huber_delta), huber(clipped - value_targets, huber_delta))
+    value = (error * rows).sum() / rows.sum().clamp(min=1.0)
+
+    with torch.no_grad():
+        kl = ((ratio - 1.0 - log_ratio) * weight).sum() / count
+        clip_fraction = (((ratio - 1.0).abs() > clip_param) * weight).sum() / count
+    total = policy + value_coeff * value - entropy_coeff * mean_entropy
+    return LossParts(total, policy, value, mean_entropy, kl, clip_fraction)
+
+
+def huber(error: torch.Tensor, delta: float) -> torch.Tensor:
+    """Huber loss, quadratic within `delta`."""
+    size = error.abs()
+    return torch.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))

@@ -1,0 +1,104 @@
+"""The training table: a market table, the frozen experts' columns beside it, and torch views of both.
+
+Row r of the mirrored market is row n + r of the doubled tensors, so a segment needs only its first row and sign.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agents.core import Shapes
+from algospace.errors import SchemaError
+from algospace.features.market_table import MarketTable
+from algospace.features.matrix_schema import MatrixSpec
+from algospace.files import sha256_file, write_json
+from algospace.types import Float32Array
+
+REGIME_DIM = 8
+_VECTORS, _PROPOSALS, _EXPERTS = "regime_vectors.npy", "proposals.npy", "experts.json"
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """market: n base rows, m 30-minute rows. regime_vectors (2, m, 8): the frozen RDE on the market and on its
+    mirror image. proposals (n, 2, 3): the frozen M-RMS (contracts, stop and target distance in points)."""
+
+    market: MarketTable
+    regime_vectors: Float32Array
+    proposals: Float32Array
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of the matrices for the networks."""
+        schema = self.market.schema
+        return Shapes(schema.strategic.width, schema.strategic.window, schema.tactical.width,
+                      schema.tactical.window, REGIME_DIM)
+
+
+def save_experts(directory: Path, regime_vectors: Float32Array, proposals: Float32Array) -> str:
+    """Write the experts' columns beside the market table in `directory`; returns the hash of the whole."""
+    np.save(directory / _VECTORS, regime_vectors)
+    np.save(directory / _PROPOSALS, proposals)
+    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".npy" or p.name == "manifest.json")
+    digests = {name: sha256_file(directory / name) for name in names}
+    write_json(directory / _EXPERTS, digests)
+    return table_hash(directory)
+
+
+def table_hash(directory: Path | str) -> str:
+    """The hash that a run's configuration carries for its table."""
+    return sha256_file(Path(directory) / _EXPERTS)
+
+
+def open_training_table(directory: Path | str, expected_hash: str | None = None) -> TrainingTable:
+    """Map a training table; SchemaError if it is not the one the run was started with."""
+    directory = Path(directory)
+    if not (directory / _EXPERTS).is_file():
+        raise SchemaError(f"{directory}: not a training table; run the phase that builds it first")
+    if expected_hash is not None and table_hash(directory) != expected_hash:
+        raise SchemaError(f"{directory}: the table differs from the one the run was started with; "
+                          f"restore it or start a new run")
+    market = MarketTable.load(directory, mmap=True, verify=expected_hash is None)
+    names = json.loads((directory / _EXPERTS).read_text())
+    if _VECTORS not in names or _PROPOSALS not in names:
+        raise SchemaError(f"{directory}: the experts' columns are missing; run the earlier phases again")
+    return TrainingTable(market, np.load(directory / _VECTORS, mmap_mode="r"),
+                         np.load(directory / _PROPOSALS, mmap_mode="r"))
+
+
+class TableTensors:
+    """Torch tensors of a training table, the market above its mirror image."""
+
+    def __init__(self, table: TrainingTable) -> None:
+        market, schema = table.market, table.market.schema
+        self.rows, self.rows_30m = len(market), market.strategic.shape[0]
+        self.tactical = _doubled(market.tactical, mirrored(market.tactical, schema.tactical))
+        self.strategic = _doubled(market.strategic, mirrored(market.strategic, schema.strategic))
+        self.regime = _doubled(table.regime_vectors[0], table.regime_vectors[1])
+        synergy = np.nan_to_num(np.asarray(market.synergy, np.float32))
+        self.synergy = _doubled(synergy, synergy * np.array([1.0, -1.0, 1.0], np.float32))
+        self.row_30m = torch.from_numpy(np.maximum(np.asarray(market.row_30m), 0).astype(np.int64))
+
+
+def mirrored(rows: Float32Array, spec: MatrixSpec) -> Float32Array:
+    """Normalised rows (n, F) of the market whose up is down."""
+    return np.asarray(rows)[:, spec.mirror] * spec.sign
+
+
+def _doubled(real: Float32Array, image: Float32Array) -> torch.Tensor:
+    """(n, F) and (n, F) -> (2n, F); rows of the warm-up, never decided on, become 0."""
+    both = np.concatenate((np.asarray(real, np.float32), np.asarray(image, np.float32)))
+    return torch.from_numpy(np.nan_to_num(both))
+
+
+@lru_cache(maxsize=2)
+def cached_tensors(directory: str, expected_hash: str) -> tuple[TrainingTable, TableTensors]:
+    """One copy per process, shared by its runner and its learner."""
+    table = open_training_table(directory, expected_hash)
+    return table, TableTensors(table)
