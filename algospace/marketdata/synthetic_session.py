@@ -36,6 +36,7 @@ HOURLY_VOLATILITY = np.array([0.55, 0.6, 0.85, 0.85, 0.7, 0.65, 0.75, 1.0, 1.7, 
                               0.9, 0.0, 0.8, 0.65, 0.6, 0.55, 0.5, 0.5, 0.5])
 HOURLY_VOLUME = np.array([0.2, 0.25, 0.5, 0.5, 0.4, 0.35, 0.5, 0.9, 2.8, 2.6, 1.8, 1.4, 1.4, 1.9, 3.2,
                           0.6, 0.0, 0.3, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2])
+_CRASH_VOLATILITY, _CALMING = 4.0, 0.99  # multiplier in a crash; share of its excess left after each bar
 _CRASH, _HALT, _HOLE, _JUMP, _GAP = 1, 2, 3, 4, 5  # sub-streams of EVENT
 
 
@@ -46,7 +47,7 @@ class SessionOptions(FrozenConfig):
     jump_bp: float = 25.0
     overnight_gap_bp: float = 8.0
     weekend_gap_bp: float = 35.0
-    crash_rate: float = 0.0  # a crash: `crash_bars` bars of heavy falls, then a slow calming
+    crash_rate: float = 0.0  # a crash: `crash_bars` bars of heavy falls, then a slow, nervous recovery
     crash_bp: float = 90.0
     crash_bars: int = 12
     halt_rate: float = 0.0  # a halt: no bars for `halt_bars`, reopening with a jump
@@ -104,12 +105,15 @@ def _absent_bars(event_key: Any, t: int, o: AnyArray) -> tuple[int, bool]:
 
 @nb.njit(cache=True)
 def _crash(event_key: Any, t: int, o: AnyArray, left: int, stress: float) -> tuple[float, int, float]:
-    """(fall in this bar as a fraction, crash bars left, volatility multiplier)."""
+    """(fall in this bar as a fraction, crash bars left, volatility multiplier).
+
+    While volatility calms, with a half-life of 69 bars, the mean fall of o[5]·o[6] comes back.
+    """
     if left == 0 and to_unit(combine(combine(event_key, _CRASH), t)) < o[4]:
-        left, stress = int(o[6]), 4.0
-    stress = 1.0 + (stress - 1.0) * 0.99  # calms with a half-life of 69 bars
+        left, stress = int(o[6]), _CRASH_VOLATILITY
     if left == 0:
-        return 0.0, 0, stress
+        rebound = o[5] * o[6] * (1.0 - _CALMING) * (stress - 1.0) / (_CRASH_VOLATILITY - 1.0)
+        return -rebound, 0, 1.0 + (stress - 1.0) * _CALMING
     return o[5] * exponential(combine(combine(event_key, _CRASH), -1 - t)), left - 1, stress
 
 
