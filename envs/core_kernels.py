@@ -311,7 +311,7 @@ def execute_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: Any,
             reward += rules.shaping_weight * _shaped(batch.moments[e], rules, reward, growth)
         alive = not (terminated or (rules.run_on and row >= ends[e]))
         rows[e] = row
-        prefetch(bars, row + 1)
+        prefetch(bars, row + 1)  # type: ignore[call-arg]  # an intrinsic: numba supplies the typing context
         alives[e] = alive
         voting[e] = alive and bars[row].voting != 0
         rewards[e] = reward

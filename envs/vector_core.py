@@ -58,7 +58,7 @@ def decision_rows(table: MarketTable, config: CoreEnvConfig) -> BoolArray:
     return np.array(table.decision, np.bool_)
 
 
-def _frozen(values: AnyArray) -> AnyArray:
+def read_only(values: AnyArray) -> AnyArray:
     """A plain read-only view, so that kernels compile once for mapped and ordinary arrays alike."""
     view = np.ascontiguousarray(values).view(np.ndarray).view()
     view.flags.writeable = False
@@ -78,7 +78,7 @@ def build_market(table: MarketTable, config: CoreEnvConfig, start: int, stop: in
         if starts.size == 0:
             raise ConfigError(f"rows {start} to {stop} of {table.symbol} hold no synergy to start from; "
                               f"use decision_points: bar or lower the signal thresholds")
-    return Market(pack_bars(table, voting), _frozen(np.asarray(table.clock, np.float32)), _frozen(starts))
+    return Market(pack_bars(table, voting), read_only(np.asarray(table.clock, np.float32)), read_only(starts))
 
 
 def pack_bars(table: MarketTable, voting: BoolArray) -> AnyArray:
@@ -91,7 +91,7 @@ def pack_bars(table: MarketTable, voting: BoolArray) -> AnyArray:
         bars[name] = getattr(table, name)
     bars["bar_return"] = bar_returns(table)
     bars["voting"] = voting
-    return _frozen(bars)
+    return read_only(bars)
 
 
 def build_rules(instrument: Instrument, config: CoreEnvConfig, risk_unit: float) -> Rules:
@@ -151,7 +151,7 @@ class VectorCoreEnv:
             raise ConfigError(f"proposals have shape {proposals.shape}, expected {(len(table), 2, 3)}")
         self.table, self.instrument, self.config = table, instrument, config
         self.num_envs, self.seed, self.mirror, self.first_env = num_envs, seed, mirror, first_env
-        self._proposals = _frozen(np.asarray(proposals, np.float32))
+        self._proposals = read_only(np.asarray(proposals, np.float32))
         self._market = build_market(table, config, start, stop)
         self._rules = build_rules(instrument, config, risk_unit)
         self._limits = config.limits.record()[()]

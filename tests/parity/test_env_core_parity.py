@@ -17,8 +17,9 @@ SYNTH = INSTRUMENTS["SYNTH"]
 ENVS = 4
 
 configs = st.builds(
-    CoreEnvConfig, mechanics=st.sampled_from(["unit", "full"]), decision_points=st.sampled_from(["bar", "synergy"]),
-    episode_bars=st.sampled_from([8, 32]), reverse=st.booleans(), intrabar=st.sampled_from(["pessimistic", "infer"]),
+    CoreEnvConfig, mechanics=st.sampled_from(["unit", "full"]), reverse=st.booleans(),
+    decision_points=st.sampled_from(["bar", "synergy"]), episode_bars=st.sampled_from([8, 32]),
+    intrabar=st.sampled_from(["pessimistic", "infer"]),
     slippage_ticks=st.sampled_from([0.0, 1.0]), initial_equity=st.sampled_from([20_000.0, 100_000.0]),
     max_drawdown=st.sampled_from([0.05, 0.25]),
     limits=st.builds(LimitsConfig, risk_per_trade=st.sampled_from([0.02, 0.2]),
