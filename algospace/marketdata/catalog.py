@@ -1,7 +1,7 @@
 """The catalog: clean bars as Parquet by instrument and month.
 
     ROOT/SYMBOL/2024-12.parquet     rows on BAR_SCHEMA, in time order
-    ROOT/SYMBOL/manifest.json       width, contract names, rows and SHA-256 of every month, imports
+    ROOT/SYMBOL/catalog.json        width, contract names, rows and SHA-256 of every month, imports
     ROOT/SYMBOL/quarantine.parquet  rows that broke a rule
     ROOT/SYMBOL/quality.json        the report of every import
 
@@ -30,7 +30,7 @@ from algospace.marketdata.parquet_import import read_table
 from algospace.marketdata.schema import BAR_SCHEMA, PRICES, bars_to_table, table_to_bars
 from algospace.types import AnyArray, Bars, IntArray
 
-MANIFEST = "manifest.json"
+MANIFEST = "catalog.json"
 QUALITY = "quality.json"
 QUARANTINE = "quarantine.parquet"
 FORMAT = 1

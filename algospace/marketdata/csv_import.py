@@ -31,9 +31,9 @@ def read_csv(path: Path, options: ImportOptions) -> RawFile:
     header = _header_line(path)
     separator = max(_SEPARATORS, key=header.count)
     names = next(csv.reader([header], delimiter=separator))
+    roles, notes = resolve_columns(path, names, options.columns)
     if len(set(names)) != len(names):
         raise InputError(path, f"column names repeat: {', '.join(names)}", "give each column its own name", row=1)
-    roles, notes = resolve_columns(path, names, options.columns)
     flag = next((name for name in names if name.lower() in FLAG_NAMES), None)
     wanted = list(dict.fromkeys([*roles.values(), *([flag] if flag else [])]))
     malformed: list[tuple[int, str]] = []

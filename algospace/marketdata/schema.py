@@ -67,8 +67,8 @@ def _codes(column: pa.ChunkedArray, contracts: Sequence[str]) -> Int32Array:
 
 
 def infer_width(ts_open: IntArray) -> int:
-    """The most common positive step between neighbouring bars, in ns; 0 if there is none."""
-    steps = np.diff(ts_open)
+    """The most common distance between neighbouring bars that differ in time, in ns; 0 if there are none."""
+    steps = np.abs(np.diff(ts_open))
     steps = steps[steps > 0]
     if steps.size == 0:
         return 0
