@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from agents.embedders import EmbedderKind, make_embedder
+from agents.embedders import Embedder, EmbedderKind, make_embedder
 from algospace.config import FrozenConfig
 
 VOTERS = ("strategic", "tactical", "arbitrage")
@@ -54,7 +54,7 @@ class CoreNet(nn.Module):
         self.shapes, self.config = shapes, config
         dim, hidden = config.embed_dim, config.hidden
 
-        def embedder(features: int, window: int) -> nn.Module:
+        def embedder(features: int, window: int) -> Embedder:
             return make_embedder(config.embedder, features, window, dim, config.channels)
 
         self.strategic = embedder(shapes.strategic, shapes.strategic_window)
@@ -68,13 +68,13 @@ class CoreNet(nn.Module):
         self.trunk_out = nn.Linear(hidden, hidden)
         self.head = nn.Parameter(torch.empty(len(AGENTS), hidden, 3))
         self.head_bias = nn.Parameter(torch.zeros(len(AGENTS), 3))
+        last = nn.Linear(config.critic_hidden, 1)
         self.critic = nn.Sequential(
             nn.Linear(3 * dim + context, config.critic_hidden), nn.Tanh(),
-            nn.Linear(config.critic_hidden, config.critic_hidden), nn.Tanh(), nn.Linear(config.critic_hidden, 1))
-        self.register_buffer("one_hot", torch.eye(len(AGENTS)), persistent=False)
-        self._initialise()
+            nn.Linear(config.critic_hidden, config.critic_hidden), nn.Tanh(), last)
+        self._initialise(last)
 
-    def _initialise(self) -> None:
+    def _initialise(self, last: nn.Linear) -> None:
         """Orthogonal weights, policy gain .01 (Yu et al. 2022), biases that keep the position at first."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -82,7 +82,7 @@ class CoreNet(nn.Module):
                 nn.init.zeros_(module.bias)
         for head in self.head.data:
             nn.init.orthogonal_(head, 0.01)
-        nn.init.orthogonal_(self.critic[-1].weight, 1.0)
+        nn.init.orthogonal_(last.weight, 1.0)
         self.head_bias.data[:3, 1] = self.config.pass_bias
         self.head_bias.data[3, 0] = self.config.reject_bias
 
@@ -98,30 +98,38 @@ class CoreNet(nn.Module):
             self.strategic.embed_window(strategic), self.tactical.embed_window(tactical),
             self.arbitrage_slow.embed_window(strategic), self.arbitrage_fast.embed_window(tactical))
 
-    def voter_trunk(self, embedded: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Embeddings (..., 3, D) and context (..., K) -> hidden (..., 3, H)."""
-        lead = embedded.shape[:-1]
-        spread = context.unsqueeze(-2).expand(*lead, context.shape[-1])
-        agent = self.one_hot[:3].expand(*lead, len(AGENTS))
-        return self._trunk(torch.cat((embedded, spread, agent), -1))
+    def shared_input(self, context: torch.Tensor) -> torch.Tensor:
+        """The trunk's first layer on the context (..., K) that all agents share -> (..., H)."""
+        dim = self.config.embed_dim
+        weight = self.trunk_in.weight[:, dim: dim + context.shape[-1]]
+        return nn.functional.linear(context, weight, self.trunk_in.bias)
 
-    def execution_trunk(self, votes: torch.Tensor, proposal: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """One-hot votes (..., 3, 3), proposal (..., 3), context (..., K) -> hidden (..., 1, H)."""
+    def voter_trunk(self, embedded: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        """Embeddings (..., 3, D) and `shared_input` (..., H) -> hidden (..., 3, H)."""
+        return self._trunk(embedded, shared.unsqueeze(-2), self._agent_input()[:3])
+
+    def execution_trunk(self, votes: torch.Tensor, proposal: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        """One-hot votes (..., 3, 3), proposal (..., 3), `shared_input` (..., H) -> hidden (..., 1, H)."""
         own = torch.tanh(self.execution(torch.cat((votes.flatten(-2), proposal), -1)))
-        agent = self.one_hot[3].expand(*own.shape[:-1], len(AGENTS))
-        return self._trunk(torch.cat((own, context, agent), -1)).unsqueeze(-2)
+        return self._trunk(own, shared, self._agent_input()[3]).unsqueeze(-2)
 
-    def _trunk(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.trunk_out(torch.tanh(self.trunk_in(x))))
+    def _agent_input(self) -> torch.Tensor:
+        """The first layer's columns of the agent one-hot, (4, H)."""
+        return self.trunk_in.weight[:, -len(AGENTS):].T
+
+    def _trunk(self, own: torch.Tensor, shared: torch.Tensor, agent: torch.Tensor) -> torch.Tensor:
+        """First layer on (own, context, agent one-hot), as a sum of its parts; then the second."""
+        first = nn.functional.linear(own, self.trunk_in.weight[:, : self.config.embed_dim])
+        return torch.tanh(self.trunk_out(torch.tanh(first + shared + agent)))
 
     def voter_logits(self, hidden: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Hidden (..., 3, H) times dropout masks of the same shape -> logits (..., 3, 3)."""
-        return _heads(hidden * masks, self.head[:3]) + self.head_bias[:3]
+        return heads(hidden * masks, self.head[:3]) + self.head_bias[:3]
 
     def execution_logits(self, hidden: torch.Tensor, masks: torch.Tensor,
                          allowed: torch.Tensor) -> torch.Tensor:
         """Hidden (..., 1, H), masks, allowed actions (..., 3) bool -> logits (..., 1, 3)."""
-        logits = _heads(hidden * masks, self.head[3:]) + self.head_bias[3:]
+        logits = heads(hidden * masks, self.head[3:]) + self.head_bias[3:]
         return logits.masked_fill(~allowed.unsqueeze(-2), _MASKED_LOGIT)
 
     def value(self, embedded: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -129,6 +137,6 @@ class CoreNet(nn.Module):
         return self.critic(torch.cat((embedded.flatten(-2), context), -1)).squeeze(-1)
 
 
-def _heads(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(..., A, H) @ (A, H, 3) -> (..., A, 3), one head per agent."""
-    return (hidden.unsqueeze(-2) @ weight).squeeze(-2)
+def heads(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(..., A, H) times (A, H, n) -> (..., A, n): one plain matrix product per agent (a batched one is slower)."""
+    return torch.stack([hidden[..., a, :] @ w for a, w in enumerate(weight)], -2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from agents.core import Shapes
+from agents.core import Shapes, heads
 from agents.embedders import EmbedderKind, make_embedder
 from algospace.config import FrozenConfig
 
@@ -32,6 +32,9 @@ class RiskConfig(FrozenConfig):
 
 class RiskNet(nn.Module):
     """Actors and critic of the M-RMS."""
+
+    one_hot: torch.Tensor
+    allowed: torch.Tensor
 
     def __init__(self, shapes: Shapes, config: RiskConfig) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class RiskNet(nn.Module):
 
     def logits(self, hidden: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """(..., 3, H) times masks -> (..., 3, 7); actions that an agent does not have are masked."""
-        logits = ((hidden * masks).unsqueeze(-2) @ self.head).squeeze(-2) + self.head_bias
+        logits = heads(hidden * masks, self.head) + self.head_bias
         return logits.masked_fill(~self.allowed, _MASKED_LOGIT)
 
     def value(self, state: torch.Tensor, account: torch.Tensor) -> torch.Tensor:

@@ -77,9 +77,10 @@ class CoreTeamModule(TeamModule):
         context = torch.cat((self.market_context(rows, mirrored), batch["account"]), -1)
         masks = self.bank.masks[batch["mask_rows"].long()]
         votes = torch.nn.functional.one_hot(batch["actions"][..., :_VOTERS].long(), 3).float()
-        vote_logits = self.net.voter_logits(self.net.voter_trunk(embedded, context), masks[:, :, :_VOTERS])
+        shared = self.net.shared_input(context)
+        vote_logits = self.net.voter_logits(self.net.voter_trunk(embedded, shared), masks[:, :, :_VOTERS])
         execution_logits = self.net.execution_logits(
-            self.net.execution_trunk(votes, batch["proposal"], context), masks[:, :, _VOTERS:], batch["allowed"])
+            self.net.execution_trunk(votes, batch["proposal"], shared), masks[:, :, _VOTERS:], batch["allowed"])
         return torch.cat((vote_logits, execution_logits), 2), self.net.value(embedded, context)
 
 
@@ -158,7 +159,8 @@ class CoreSampler:
         env, net = self.env, self.module.net
         out["alive"][:] = env.alive
         voting = env.voting & env.alive
-        logits = net.voter_logits(net.voter_trunk(embedded, context), masks[:, :_VOTERS])
+        shared = net.shared_input(context)
+        logits = net.voter_logits(net.voter_trunk(embedded, shared), masks[:, :_VOTERS])
         votes = torch.where(torch.from_numpy(voting)[:, None], (logits + noise[:, :_VOTERS]).argmax(-1), 1)
         ballots = votes.numpy().astype(np.int8)
         out["valid"][:, :_VOTERS] = voting[:, None]
@@ -166,7 +168,7 @@ class CoreSampler:
         out["proposal"][:], out["allowed"][:] = env.proposal, env.action_mask
         out["valid"][:, _VOTERS] = env.asked
         one_hot = torch.nn.functional.one_hot(votes, 3).float()
-        hidden = net.execution_trunk(one_hot, torch.from_numpy(env.proposal), context)
+        hidden = net.execution_trunk(one_hot, torch.from_numpy(env.proposal), shared)
         execution = net.execution_logits(hidden, masks[:, _VOTERS:], torch.from_numpy(env.action_mask))
         action = (execution + noise[:, _VOTERS:]).argmax(-1)[:, 0].numpy().astype(np.int8)
         out["actions"][:, :_VOTERS], out["actions"][:, _VOTERS] = ballots, action
