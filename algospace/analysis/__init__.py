@@ -1,1 +1,1 @@
-
+"""Analysis: metrics, baselines, overfitting statistics, unit scores and the report."""
