@@ -71,10 +71,9 @@ def test_no_threshold_rule_on_the_true_expectation_comes_near(easy):
 
 
 def test_the_rule_earns_what_its_value_function_promises(easy):
-    """E[max_b {G_b - cost·|b|}] over visited states is the gain that value iteration believes in.
-
-    Interpolating a value that is convex in the belief overestimates it, so the promise lies above every rule
-    (up to the return grid): promise and earnings lying together shows that nothing is left to gain.
+    """E[max_b {G_b - cost·|b|}] over visited states is the gain that value iteration believes in; it closes
+    in on what the rule really earns as the grid is refined (1 M bars of `easy`: .479, .487, .489 promised with
+    steps of 1/10, 1/20, 1/44, .489 earned by all), so what is left to gain lies within the difference.
     """
     policy = cached_limit(easy.scenario.hmm())
     truth, n = easy.truth, 40_000
