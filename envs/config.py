@@ -30,25 +30,25 @@ class CoreEnvConfig(FrozenConfig):
 
     mechanics: Literal["unit", "full"] = "full"
     decision_points: Literal["bar", "synergy"] = "bar"
-    episode_bars: int = Field(512, ge=1)
-    initial_equity: float = Field(100_000.0, gt=0)
+    episode_bars: int = Field(default=512, ge=1)
+    initial_equity: float = Field(default=100_000.0, gt=0)
     reverse: bool = True
-    slippage_ticks: float = Field(1.0, ge=0)
+    slippage_ticks: float = Field(default=1.0, ge=0)
     intrabar: Literal["pessimistic", "infer"] = "pessimistic"
-    unit_cost_ticks: float = Field(1.18, ge=0)
+    unit_cost_ticks: float = Field(default=1.18, ge=0)
     """Cost of unit mechanics per side, in ticks of `unit_tick_bp`."""
-    unit_tick_bp: float = Field(0.5, gt=0)
+    unit_tick_bp: float = Field(default=0.5, gt=0)
     """One tick of unit mechanics, in basis points of the price, at every price."""
-    max_drawdown: float = Field(0.25, gt=0, le=1)
+    max_drawdown: float = Field(default=0.25, gt=0, le=1)
     """Ruin: a fall of equity by this fraction from its peak terminates the episode."""
     limits: LimitsConfig = LimitsConfig()
-    commission: float | None = Field(None, ge=0)
+    commission: float | None = Field(default=None, ge=0)
     """Per contract and side in account currency; None takes the instrument's."""
-    base_size: float = Field(1.0, gt=0)
+    base_size: float = Field(default=1.0, gt=0)
     """Contracts in the risk unit (mean ATR x multiplier x base size) of full mechanics."""
     shaping: Literal["none", "differential_sharpe", "differential_sortino", "drawdown"] = "none"
-    shaping_weight: float = Field(0.0, ge=0)
-    shaping_eta: float = Field(0.01, gt=0, lt=1)
+    shaping_weight: float = Field(default=0.0, ge=0)
+    shaping_eta: float = Field(default=0.01, gt=0, lt=1)
     """Adaptation rate of the moving moments behind the differential ratios."""
 
 
@@ -59,28 +59,28 @@ class RiskEnvConfig(FrozenConfig):
     without rows in the split is left out.
     """
 
-    synergy: float = Field(0.2, ge=0)
-    momentum: float = Field(0.4, ge=0)
-    random: float = Field(0.4, ge=0)
-    momentum_bars: int = Field(24, ge=1)
+    synergy: float = Field(default=0.2, ge=0)
+    momentum: float = Field(default=0.4, ge=0)
+    random: float = Field(default=0.4, ge=0)
+    momentum_bars: int = Field(default=24, ge=1)
     """A momentum entry is where the return over this many bars changes its sign."""
-    max_wait: int = Field(96, ge=0)
+    max_wait: int = Field(default=96, ge=0)
     """The next opportunity lies at most this many bars after the exit (drawn uniformly)."""
-    episode_trades: int = Field(64, ge=1)
-    max_bars: int = Field(100, ge=1)
-    initial_equity: float = Field(100_000.0, gt=0)
-    slippage_ticks: float = Field(1.0, ge=0)
+    episode_trades: int = Field(default=64, ge=1)
+    max_bars: int = Field(default=100, ge=1)
+    initial_equity: float = Field(default=100_000.0, gt=0)
+    slippage_ticks: float = Field(default=1.0, ge=0)
     intrabar: Literal["pessimistic", "infer"] = "pessimistic"
-    commission: float | None = Field(None, ge=0)
+    commission: float | None = Field(default=None, ge=0)
     limits: LimitsConfig = LimitsConfig()
-    max_drawdown: float = Field(0.25, gt=0, le=1)
-    eta: float = Field(0.02, gt=0, lt=1)
+    max_drawdown: float = Field(default=0.25, gt=0, le=1)
+    eta: float = Field(default=0.02, gt=0, lt=1)
     """Adaptation rate of the differential Sortino ratio."""
-    limit_penalty: float = Field(0.1, ge=0)
+    limit_penalty: float = Field(default=0.1, ge=0)
     """Taken from the reward whenever a hard limit reduces the proposed size."""
-    lvn_margin_atr: float = Field(0.1, ge=0)
+    lvn_margin_atr: float = Field(default=0.1, ge=0)
     """How far beyond the low volume node the stop lies, in ATR."""
-    lvn_min_strength: float = Field(20.0, ge=0, le=100)
+    lvn_min_strength: float = Field(default=20.0, ge=0, le=100)
     """A node of less strength (0..100) is not strong enough to hide a stop behind."""
 
     @model_validator(mode="after")
