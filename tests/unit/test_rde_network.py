@@ -1,0 +1,92 @@
+"""The regime network: shapes, configuration, loss terms, ONNX parity."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, gaussian_kl
+from algospace.config import parse_config
+from algospace.errors import ConfigError
+
+
+@pytest.fixture
+def net() -> RegimeNet:
+    torch.manual_seed(0)
+    return RegimeNet(RegimeConfig(size="small")).eval()
+
+
+def test_shapes(net: RegimeNet) -> None:
+    window = torch.randn(5, 96, 12)
+    output = net(window, torch.randn(5, 8))
+    assert output.mean.shape == output.log_variance.shape == (5, 8)
+    assert output.reconstruction.shape == (5, 96, 12)
+    assert output.prediction.shape == (5, 4, 12)
+    assert net.encode_mean(window).shape == (5, 8)
+
+
+def test_the_full_size_builds_with_one_row_per_token() -> None:
+    net = RegimeNet(RegimeConfig(size="full", patch=1))
+    assert len(net.blocks) == 6
+    assert net.encode_mean(torch.randn(2, 96, 12)).shape == (2, 8)
+
+
+def test_prediction_can_be_turned_off() -> None:
+    net = RegimeNet(RegimeConfig(size="tiny", predict_steps=0))
+    total, parts = net.loss(torch.randn(3, 96, 12), torch.empty(3, 0, 12), 1e-3, torch.randn(3, 8))
+    assert torch.isfinite(total)
+    assert "prediction" not in parts
+
+
+def test_loss_is_the_sum_of_its_parts_above_the_free_bits() -> None:
+    config = RegimeConfig(size="tiny", free_bits=0.0, predict_steps=4)
+    net = RegimeNet(config)
+    window, target, noise = torch.randn(6, 96, 12), torch.randn(6, 4, 12), torch.randn(6, 8)
+    total, parts = net.loss(window, target, 0.5, noise)
+    expected = parts["reconstruction"] + parts["prediction"] * 4 / 96 + 0.5 * parts["kl"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_free_bits_stop_the_kl_gradient_of_a_dimension_below_them() -> None:
+    net = RegimeNet(RegimeConfig(size="tiny", free_bits=1e6, predict_steps=0))
+    window = torch.randn(4, 96, 12)
+    total, _ = net.loss(window, torch.empty(4, 0, 12), 1.0, torch.zeros(4, 8))
+    total.backward()
+    gradient = net.latent_head.weight.grad
+    assert gradient is not None
+    assert torch.count_nonzero(gradient[8:]) == 0  # without noise and KL nothing reaches the log variance
+
+
+def test_kl_of_the_prior_is_zero_and_matches_torch() -> None:
+    assert gaussian_kl(torch.zeros(3), torch.zeros(3)).abs().max() == 0
+    mean, log_variance = torch.tensor([0.3, -1.0]), torch.tensor([-0.5, 0.7])
+    reference = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, (0.5 * log_variance).exp()),
+        torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), reference)
+
+
+def test_a_patch_that_does_not_divide_the_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="patch 7 must divide the window of 96 rows"):
+        parse_config(RegimeConfig, {"patch": 7})
+
+
+def test_quick_recipe_takes_overrides_and_refuses_unknown_keys() -> None:
+    assert RegimeConfig.quick(size="tiny").size == "tiny"
+    with pytest.raises(ValueError, match="extra"):
+        RegimeConfig.quick(sise="tiny")
+
+
+def test_onnx_equals_torch_for_any_batch(net: RegimeNet, tmp_path: Path) -> None:
+    path = tmp_path / "regime.onnx"
+    torch.onnx.export(
+        RegimeEncoder(net).eval(), (torch.randn(2, 96, 12),), str(path), dynamo=True, verbose=False,
+        input_names=["window"], output_names=["regime"],
+        dynamic_shapes={"window": {0: torch.export.Dim("batch")}})
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        window = torch.randn(batch, 96, 12)
+        served = session.run(None, {"window": window.numpy()})[0]
+        assert np.abs(served - net.encode_mean(window).detach().numpy()).max() <= 1e-5
