@@ -1,0 +1,135 @@
+"""Inference backends: `infer(graph, inputs) -> outputs`, one protocol for all.
+
+Graphs: vote, execute, mrms, rde (serving.export), and embed and heads, which are `vote` cut in two.
+`torch` is the reference; `onnx` (ONNX Runtime, one thread) is the default on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import onnxruntime as ort
+import torch
+
+from agents.core import CoreNet
+from agents.regime import RegimeNet
+from agents.risk import RiskNet
+from algospace.errors import BundleError, ConfigError
+from algospace.types import AnyArray
+from serving.bundle import Bundle, load_weights, network_shapes
+from serving.export import (
+    EMBED_INPUTS,
+    EXECUTE_INPUTS,
+    HEADS_INPUTS,
+    REGIME_INPUTS,
+    RISK_INPUTS,
+    VOTE_INPUTS,
+    ExecuteGraph,
+    RegimeGraph,
+    RiskGraph,
+    VoteGraph,
+    split_vote,
+)
+
+BackendName = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx"]
+_NOT_YET = ("tensorrt", "tensorrt-rtx")
+
+
+class Backend(Protocol):
+    """Runs a bundle's graphs. Inputs and outputs are float32 arrays by name."""
+
+    name: str
+
+    def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """Outputs of `graph`; ConfigError if the bundle does not hold it."""
+        ...
+
+
+class OnnxBackend:
+    """ONNX Runtime on one thread, operators in sequence: the lowest latency for small graphs."""
+
+    name = "onnx"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._sessions: dict[str, tuple[ort.InferenceSession, list[str]]] = {}
+        for graph in ("vote", "execute", "mrms", "rde"):
+            if bundle.has(graph):
+                self._open(graph, bundle.path(graph).read_bytes())
+
+    def _open(self, graph: str, model: bytes) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise BundleError(f"{self._bundle.directory}: {graph}.onnx cannot be loaded: "
+                              f"{' '.join(str(error).split())}") from error
+        self._sessions[graph] = (session, [output.name for output in session.get_outputs()])
+
+    def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """See Backend."""
+        if graph in ("embed", "heads") and graph not in self._sessions:
+            for name, model in zip(("embed", "heads"), split_vote(self._bundle.path("vote")), strict=True):
+                self._open(name, model.SerializeToString())
+        if graph not in self._sessions:
+            raise _absent(self._bundle, graph)
+        session, outputs = self._sessions[graph]
+        return dict(zip(outputs, session.run(None, inputs), strict=True))
+
+
+class TorchBackend:
+    """PyTorch eager, the reference; the weights come from the bundle's plain arrays."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        networks = bundle.manifest.networks
+        shapes = network_shapes(bundle.schema, bundle.manifest.regime_size)
+        core = CoreNet(shapes, networks.core)
+        load_weights(bundle, "core", core)
+        vote = VoteGraph(core)
+        self._graphs: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = {
+            "vote": (vote, VOTE_INPUTS, ("logits", "embedded")),
+            "embed": (core.embed_windows, EMBED_INPUTS, ("embedded",)),
+            "heads": (vote.heads, HEADS_INPUTS, ("logits",)),
+            "execute": (ExecuteGraph(core), EXECUTE_INPUTS, ("logits",)),
+        }
+        if networks.risk is not None:
+            risk = RiskNet(shapes, networks.risk)
+            load_weights(bundle, "risk", risk)
+            self._graphs["mrms"] = (RiskGraph(risk), RISK_INPUTS, ("logits",))
+        if networks.regime is not None:
+            regime = RegimeNet(networks.regime)
+            load_weights(bundle, "regime", regime)
+            self._graphs["rde"] = (RegimeGraph(regime), REGIME_INPUTS, ("regime",))
+
+    def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """See Backend."""
+        if graph not in self._graphs:
+            raise _absent(self._bundle, graph)
+        function, names, outputs = self._graphs[graph]
+        with torch.inference_mode():
+            results = function(*(torch.from_numpy(inputs[name]) for name in names))
+        if not isinstance(results, tuple):
+            results = (results,)
+        return {name: value.numpy() for name, value in zip(outputs, results, strict=True)}
+
+
+def make_backend(name: str, bundle: Bundle) -> Backend:
+    """The registry of backends."""
+    if name == "onnx":
+        return OnnxBackend(bundle)
+    if name == "torch":
+        return TorchBackend(bundle)
+    if name in _NOT_YET:
+        raise ConfigError(f"backend '{name}' is not built yet; use onnx or torch")
+    raise ConfigError(f"unknown backend '{name}'; known: {', '.join(get_args(BackendName))}")
+
+
+def _absent(bundle: Bundle, graph: str) -> ConfigError:
+    return ConfigError(f"{bundle.directory}: the bundle holds no graph '{graph}'")

@@ -1,0 +1,225 @@
+"""The bundle: a directory that holds everything a decision needs, and proves that it is whole.
+
+    vote.onnx execute.onnx [mrms.onnx] [rde.onnx]   graphs (serving.export)
+    weights.npz                                     the same weights for the `torch` backend, plain arrays
+    manifest.json                                   Manifest; names the SHA-256 of every file above
+    manifest.sha256                                 SHA-256 of manifest.json: the bundle's id
+
+Loading verifies every checksum, the set of files and the schema hash; a mismatch is one BundleError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+
+from agents.calibration import Calibration
+from agents.core import CoreConfig, CoreNet, Shapes
+from agents.gate import Gate, GateConfig
+from agents.regime import RegimeConfig, RegimeNet
+from agents.risk import RiskConfig, RiskNet
+from algospace.config import FrozenConfig
+from algospace.errors import BundleError, SchemaError
+from algospace.features.matrix_schema import MatrixSchema
+from algospace.files import atomic_directory, sha256_file, write_json, write_text
+from algospace.instruments import INSTRUMENTS, Instrument
+from envs.config import CoreEnvConfig, RiskEnvConfig
+from serving.export import export_core, export_regime, export_risk
+
+MANIFEST, MANIFEST_HASH, WEIGHTS = "manifest.json", "manifest.sha256", "weights.npz"
+
+
+class FixedProposal(FrozenConfig):
+    """The proposer of a bundle without M-RMS: contracts, stop in ATR, target in multiples of the stop."""
+
+    contracts: int = Field(default=1, ge=1, le=5)
+    stop_atr: float = Field(default=2.0, gt=0)
+    target_r: float = Field(default=2.0, gt=0)
+
+
+class Networks(FrozenConfig):
+    """Configurations of the networks; None for an expert that the bundle does not hold."""
+
+    core: CoreConfig
+    risk: RiskConfig | None
+    regime: RegimeConfig | None
+
+
+class BundleSpec(FrozenConfig):
+    """What the one who trained the networks knows about them. Hashes are SHA-256 in hex."""
+
+    instrument: str
+    mask_key: int
+    """Stream key of the dropout masks (algospace.seeding.mask_bank)."""
+    gate: GateConfig
+    calibration: Calibration | None
+    env: CoreEnvConfig
+    risk_env: RiskEnvConfig
+    risk_unit: float = Field(gt=0)
+    fixed_proposal: FixedProposal = FixedProposal()
+    config_hash: str
+    data_hash: str
+    git_commit: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Manifest(BundleSpec):
+    """What the graphs mean. `matrices` is the MatrixSchema with the normaliser's statistics; `regime_size` the
+    length of the regime vector; `files` the SHA-256 of every other file."""
+
+    format: Literal[1] = 1
+    matrices: dict[str, Any]
+    schema_hash: str
+    regime_size: int = Field(ge=1)
+    networks: Networks
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `id` is the SHA-256 of its manifest."""
+
+    directory: Path
+    id: str
+    manifest: Manifest
+    schema: MatrixSchema
+
+    @property
+    def instrument(self) -> Instrument:
+        """The instrument that the policy trades."""
+        return INSTRUMENTS[self.manifest.instrument]
+
+    def path(self, graph: str) -> Path:
+        """The ONNX file of `graph`: vote, execute, mrms or rde."""
+        return self.directory / f"{graph}.onnx"
+
+    def has(self, graph: str) -> bool:
+        """Whether the bundle holds `graph`."""
+        return f"{graph}.onnx" in self.manifest.files
+
+    def gate(self) -> Gate:
+        """The gate with its calibrated temperature and threshold."""
+        fitted = self.manifest.calibration
+        if fitted is None:
+            return Gate(self.manifest.gate)
+        return Gate(self.manifest.gate, fitted.temperature, fitted.threshold)
+
+
+def write_bundle(directory: Path | str, spec: BundleSpec, schema: MatrixSchema, core: CoreNet,
+                 risk: RiskNet | None, regime: RegimeNet | None) -> Bundle:
+    """Export the networks and write the bundle in one step, whole or not at all.
+
+    SchemaError if the networks were not built for the schema's matrices.
+    """
+    _check_shapes(schema, core, risk, regime)
+    networks = Networks(core=core.config, risk=None if risk is None else risk.config,
+                        regime=None if regime is None else regime.config)
+    manifest = Manifest(**{name: getattr(spec, name) for name in BundleSpec.model_fields},
+                        matrices=schema.to_dict(), schema_hash=schema.digest(), regime_size=core.shapes.regime,
+                        networks=networks)
+    with atomic_directory(directory) as part:
+        export_core(core, part)
+        if risk is not None:
+            export_risk(risk, part)
+        if regime is not None:
+            export_regime(regime, schema.regime.window, schema.regime.width, part)
+        save_weights(part / WEIGHTS, {"core": core, "risk": risk, "regime": regime})
+        files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
+        write_json(part / MANIFEST, manifest.model_copy(update={"files": files}).model_dump(mode="json"))
+        write_text(part / MANIFEST_HASH, sha256_file(part / MANIFEST) + "\n")
+    return load_bundle(directory)
+
+
+def network_shapes(schema: MatrixSchema, regime_size: int) -> Shapes:
+    """What the networks of a schema look like."""
+    return Shapes(schema.strategic.width, schema.strategic.window, schema.tactical.width, schema.tactical.window,
+                  regime_size)
+
+
+def _check_shapes(schema: MatrixSchema, core: CoreNet, risk: RiskNet | None, regime: RegimeNet | None) -> None:
+    expected = network_shapes(schema, core.shapes.regime)
+    for name, shapes in (("core", core.shapes), ("M-RMS", expected if risk is None else risk.shapes)):
+        if shapes != expected:
+            raise SchemaError(f"the {name} was built for {shapes}, the schema needs {expected}")
+    if regime is not None:
+        found = (regime.config.window, regime.config.features, regime.config.latent)
+        needed = (schema.regime.window, schema.regime.width, core.shapes.regime)
+        if found != needed:
+            raise SchemaError(f"the RDE was built for (window, features, latent) {found}, not {needed}")
+
+
+def save_weights(path: Path, networks: Mapping[str, nn.Module | None]) -> None:
+    """Write the state of all networks as plain arrays named `network.parameter`."""
+    arrays = {f"{name}.{key}": value.detach().cpu().numpy()
+              for name, network in networks.items() if network is not None
+              for key, value in network.state_dict().items()}
+    np.savez(path, **arrays)
+
+
+def load_weights(bundle: Bundle, name: str, network: nn.Module) -> None:
+    """Load the arrays of network `name` into `network` and set it to evaluation mode."""
+    prefix = f"{name}."
+    with np.load(bundle.directory / WEIGHTS, allow_pickle=False) as arrays:
+        state = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files
+                 if key.startswith(prefix)}
+    network.load_state_dict(state)
+    network.eval()
+
+
+def load_bundle(directory: Path | str) -> Bundle:
+    """Verify and open a bundle; BundleError, one line, if anything about it is not as written."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(f"{directory}: not a bundle directory; give the folder that `algospace export` wrote")
+    raw = _read(directory, MANIFEST)
+    expected = _read(directory, MANIFEST_HASH).decode("ascii", "replace")
+    bundle_id = hashlib.sha256(raw).hexdigest()
+    if expected != bundle_id + "\n":
+        raise BundleError(f"{directory}: {MANIFEST} does not match {MANIFEST_HASH}; the bundle is damaged, "
+                          f"export it again")
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(root)"
+        raise BundleError(f"{directory}: {MANIFEST}, {where}: {first['msg']}; the bundle was written by another "
+                          f"version, export it again") from None
+    _verify_files(directory, manifest)
+    try:
+        schema = MatrixSchema.from_dict(manifest.matrices)
+    except SchemaError as error:
+        raise BundleError(f"{directory}: {error}") from None
+    if schema.digest() != manifest.schema_hash:
+        raise BundleError(f"{directory}: the schema's hash is not the one the model was trained on; export again")
+    if manifest.instrument not in INSTRUMENTS:
+        raise BundleError(f"{directory}: unknown instrument '{manifest.instrument}'; use a newer version")
+    return Bundle(directory, bundle_id, manifest, schema)
+
+
+def _read(directory: Path, name: str) -> bytes:
+    try:
+        return (directory / name).read_bytes()
+    except OSError:
+        raise BundleError(f"{directory}: {name} is missing or unreadable; the bundle is incomplete, export it "
+                          f"again") from None
+
+
+def _verify_files(directory: Path, manifest: Manifest) -> None:
+    present = {path.name for path in directory.iterdir() if path.is_file()} - {MANIFEST, MANIFEST_HASH}
+    strange = sorted(present - set(manifest.files))
+    if strange:
+        raise BundleError(f"{directory}: {strange[0]} does not belong to the bundle; remove it or export again")
+    if not {"vote.onnx", "execute.onnx"} <= set(manifest.files):
+        raise BundleError(f"{directory}: {MANIFEST} names no vote.onnx and execute.onnx; export again")
+    for name, expected in manifest.files.items():
+        if hashlib.sha256(_read(directory, name)).hexdigest() != expected:
+            raise BundleError(f"{directory}: {name} does not match its checksum; the bundle is damaged, export "
+                              f"it again")
