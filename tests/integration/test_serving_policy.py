@@ -1,0 +1,196 @@
+"""The policy over a market table: pure, causal, and equal to one decision computed from its inputs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.gate import GateConfig
+from algospace.errors import SchemaError
+from algospace.execution.decision import Decision, Reason
+from algospace.execution.mechanics import ACCOUNT_DTYPE
+from algospace.features.market_table import MarketTable
+from algospace.instruments import instrument
+from envs.config import CoreEnvConfig
+from envs.vector_core import VectorCoreEnv
+from serving.backends import make_backend
+from serving.bundle import Bundle
+from serving.decider import Decider, account_record
+from serving.policy import BundlePolicy
+from serving.proposals import learned_proposals
+from tests.serving_market import FIRST_DECISION, random_bundle, serving_table
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return random_bundle(tmp_path_factory.mktemp("policy") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def table() -> MarketTable:
+    return serving_table()
+
+
+def accounts(table: MarketTable, row: int) -> list[Any]:
+    """Flat, long with a bracket, short, and broke."""
+    close, day = float(table.close[row]), float(table.day[row])
+    money: dict[str, float] = {"equity": 100_000.0, "day_start": 99_000.0, "peak": 101_000.0, "day": day}
+    return [account_record(**money),
+            account_record(**money, position=2.0, entry=close - 5, stop=close - 20, target=close + 30,
+                           bars_in_trade=7),
+            account_record(**money, position=-1.0, entry=close - 5, bars_in_trade=1),
+            account_record(equity=300.0, day_start=300.0, peak=300.0, day=day)]
+
+
+def rows(table: MarketTable, count: int = 40) -> list[int]:
+    return [int(r) for r in np.flatnonzero(table.decision)[:count]]
+
+
+def same(a: Decision, b: Decision, tolerance: float = 1e-6) -> None:
+    assert (a.reason, a.direction, a.proposal) == (b.reason, b.direction, b.proposal)
+    assert a.confidence == pytest.approx(b.confidence, abs=tolerance)
+    for voter in a.votes:
+        assert a.votes[voter] == pytest.approx(b.votes[voter], abs=tolerance)
+
+
+def test_all_verdicts_occur(bundle: Bundle, table: MarketTable) -> None:
+    policy = BundlePolicy(bundle, table)
+    seen = Counter(policy.decide(row, account).reason for row in rows(table, 200)
+                   for account in accounts(table, row))
+    assert {Reason.EXECUTE, Reason.NO_OPPORTUNITY, Reason.RISK_LIMIT, Reason.LOW_CONFIDENCE} <= set(seen)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_the_policy_equals_a_decision_from_its_inputs(bundle: Bundle, table: MarketTable, backend: str) -> None:
+    policy = BundlePolicy(bundle, table)
+    decider = Decider(bundle, make_backend(backend, bundle))
+    for row in rows(table):
+        for account in accounts(table, row):
+            inputs = policy.inputs(row, account)
+            last = int(table.row_30m[row]) + 1
+            window = table.regime[last - table.schema.regime.window:last]
+            same(policy.decide(row, account), decider.decide(inputs), 1e-5)
+            same(policy.decide(row, account), decider.decide(dataclasses.replace(inputs, regime=window)), 1e-5)
+
+
+def test_decisions_are_pure(bundle: Bundle, table: MarketTable) -> None:
+    forwards, backwards = BundlePolicy(bundle, table), BundlePolicy(bundle, table)
+    chosen = rows(table, 60)
+    first = {row: forwards.decide(row, accounts(table, row)[1]) for row in chosen}
+    assert first == {row: backwards.decide(row, accounts(table, row)[1]) for row in reversed(chosen)}
+    other_seed = BundlePolicy(bundle, table, seed=1)
+    assert any(other_seed.decide(row, accounts(table, row)[1]) != first[row] for row in chosen)
+
+
+def test_the_future_changes_nothing(bundle: Bundle, table: MarketTable) -> None:
+    cut = rows(table, 60)[-1] + 1
+    future = np.arange(len(table)) >= cut
+    slow_future = np.arange(len(table.strategic)) > table.row_30m[cut - 1]
+    changed = dataclasses.replace(
+        table, close=np.where(future, 1.0, table.close), atr=np.where(future, 9.0, table.atr),
+        tactical=np.where(future[:, None], np.float32(3), table.tactical),
+        strategic=np.where(slow_future[:, None], np.float32(3), table.strategic),
+        regime=np.where(slow_future[:, None], np.float32(3), table.regime))
+    ours, theirs = BundlePolicy(bundle, table), BundlePolicy(bundle, changed)
+    for row in rows(table, 60):
+        same(ours.decide(row, accounts(table, row)[1]), theirs.decide(row, accounts(table, row)[1]), 1e-6)
+
+
+def test_rows_that_are_not_decision_points_have_no_opportunity(bundle: Bundle, table: MarketTable) -> None:
+    row = int(np.flatnonzero(~table.decision[FIRST_DECISION:])[0]) + FIRST_DECISION
+    assert BundlePolicy(bundle, table).decide(row, accounts(table, row)[0]).reason is Reason.NO_OPPORTUNITY
+
+
+def test_observation_and_proposal_are_the_environments(bundle: Bundle, table: MarketTable) -> None:
+    """Play the batched environment; at every step the desk of the decider must see what it sees."""
+    env_config = bundle.manifest.env.model_copy(update={"episode_bars": 100})
+    rng = np.random.default_rng(0)
+    stop = np.repeat(table.atr[:, None] * 1.5, 2, 1)
+    proposals = np.stack([rng.integers(1, 6, stop.shape), stop, 2 * stop], 2).astype(np.float32)
+    env = VectorCoreEnv(table, instrument("SYNTH"), env_config, proposals, FIRST_DECISION, len(table), 4, 5,
+                        bundle.manifest.risk_unit, mirror=False)
+    desk = Decider(bundle, make_backend("onnx", bundle))._desk
+    policy = BundlePolicy(bundle, table)
+    observed = np.empty((4, 8), np.float32)
+    rewards, discounts = np.empty(4, np.float32), np.empty(4, np.float32)
+    for _ in range(60):
+        env.observe(observed)
+        votes = rng.integers(0, 3, (4, 3)).astype(np.int8)
+        env.vote(votes)
+        for e in np.flatnonzero(env.alive):
+            row = int(env.rows[e])
+            np.testing.assert_array_equal(desk.observe(policy.market_state(row), env.accounts[e])[0], observed[e])
+            asked, allowed, encoded, _ = desk.vote(_votes(votes[e]), lambda _, r=row: proposals[r:r + 1],
+                                                   bool(env.voting[e]))
+            assert asked == env.asked[e]
+            np.testing.assert_array_equal(allowed[0] > 0.5, env.action_mask[e])
+            np.testing.assert_array_equal(encoded[0], env.proposal[e])
+        env.execute(rng.integers(0, 3, 4).astype(np.int8), rewards, discounts)
+
+
+def _votes(chosen: np.ndarray) -> Any:
+    from agents.gate import Votes, agreed
+
+    return Votes(np.zeros((1, 3, 3)), np.zeros((3, 3)), chosen.astype(np.int64), agreed(*chosen), np.zeros(3, bool))
+
+
+def test_without_dropout_one_mask_decides(tmp_path: Path, table: MarketTable) -> None:
+    plain = random_bundle(tmp_path / "plain", gate=GateConfig(iterations=1, confidence_threshold=0.2))
+    one, other = BundlePolicy(plain, table), BundlePolicy(plain, table, seed=9)
+    for row in rows(table, 20):
+        decision = one.decide(row, accounts(table, row)[0])
+        assert decision == other.decide(row, accounts(table, row)[0])
+        assert decision.uncertainty["std"] == 0.0
+
+
+def test_synergy_decision_points(tmp_path: Path, table: MarketTable) -> None:
+    config = CoreEnvConfig(decision_points="synergy")
+    policy = BundlePolicy(random_bundle(tmp_path / "synergy", env=config), table)
+    chosen = rows(table, 200)
+    quiet = [row for row in chosen if not table.synergy_event[row]]
+    assert all(policy.decide(row, accounts(table, row)[0]).reason is Reason.NO_OPPORTUNITY for row in quiet)
+    events = [row for row in chosen if table.synergy_event[row]]
+    assert any(policy.decide(row, accounts(table, row)[0]).reason is Reason.EXECUTE for row in events)
+
+
+def test_a_table_of_another_schema_or_market_is_refused(bundle: Bundle, table: MarketTable) -> None:
+    other = dataclasses.replace(table, schema=dataclasses.replace(table.schema, clip=4.0))
+    with pytest.raises(SchemaError, match="is not the expected"):
+        BundlePolicy(bundle, other)
+    with pytest.raises(SchemaError, match="the bundle trades SYNTH, the table holds ES"):
+        BundlePolicy(bundle, dataclasses.replace(table, symbol="ES"))
+    with pytest.raises(SchemaError, match="regime vectors have shape"):
+        BundlePolicy(bundle, table, regime_vectors=np.zeros((3, 8), np.float32))
+
+
+def test_known_regime_vectors_replace_the_rde(bundle: Bundle, table: MarketTable) -> None:
+    policy = BundlePolicy(bundle, table)
+    chosen = rows(table)
+    expected = [policy.decide(row, accounts(table, row)[1]) for row in chosen]
+    given = BundlePolicy(bundle, table, regime_vectors=np.array(policy._regimes))
+    for row, decision in zip(chosen, expected, strict=True):
+        same(decision, given.decide(row, accounts(table, row)[1]))
+
+
+def test_learned_proposals() -> None:
+    from envs.config import RiskEnvConfig
+
+    choices = np.array([[[2, 1, 0], [3, 6, 4]], [[0, 6, 1], [1, 6, 1]]])
+    answer = learned_proposals(choices, np.array([10.0, 10.0]), np.array([-25.0, -25.0]), np.array([50.0, 5.0]),
+                               RiskEnvConfig.model_validate({"lvn_margin_atr": 0.1, "lvn_min_strength": 20.0}))
+    np.testing.assert_allclose(answer[0, 0], (2, 10.0, 10.0))
+    np.testing.assert_allclose(answer[0, 1], (3, 26.0, 104.0))   # beyond the node 25 points below
+    np.testing.assert_allclose(answer[1, 0], (0, 20.0, 30.0))    # the node lies on the other side: 2 ATR
+    np.testing.assert_allclose(answer[1, 1], (1, 20.0, 30.0))    # too weak
+
+
+def test_account_records_are_flat_by_default() -> None:
+    record = account_record(equity=1.0)
+    assert record.dtype == ACCOUNT_DTYPE
+    assert record["position"] == 0.0
+    assert np.isnan(record["stop"])
