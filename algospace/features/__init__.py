@@ -1,4 +1,4 @@
-"""From bars or ticks to feature tables: `build` for history, `FeatureStream` for live, one compiled step for both."""
+"""From bars or ticks to feature tables: `build` for history, `FeatureStream` for live, one step for both."""
 
 from algospace.features.bars import SourceBar
 from algospace.features.config import FeatureConfig, FvgConfig, MlmiConfig, NwrqkConfig, SynergyConfig

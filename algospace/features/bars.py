@@ -64,14 +64,15 @@ def new_queue(max_fill: int) -> AnyArray:
 
 @nb.njit(cache=True)
 def push_bar(
-    g: Any, queue: Any, width: int, max_fill: int, source_width: int, ts: int, open_: float, high: float, low: float,
-    close: float, volume: float, contract: int,
+    g: Any, queue: Any, width: int, max_fill: int, source_width: int, ts: int, open_: float, high: float,
+    low: float, close: float, volume: float, contract: int,
 ) -> int:  # fmt: skip
     """Take one source bar [ts, ts + source_width), source_width dividing width; returns the bars now in `queue`.
 
     A bar that is not later than the last one, or breaks a price rule, changes nothing but its counter.
     """
-    if not (low > 0.0 and low <= min(open_, close) and high >= max(open_, close) and high < np.inf):
+    possible = low > 0.0 and low <= min(open_, close) and high >= max(open_, close) and high < np.inf
+    if not possible or volume < 0.0:
         g.invalid += 1
         return 0
     start = ts - ts % width

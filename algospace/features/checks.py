@@ -29,7 +29,7 @@ def check_bars(bars: Bars, base_width: int) -> None:
     _require(later, "time is not later than in the row before", "sort the rows and drop duplicates")
     _require(bars.ts_open % bars.width_ns == 0, "the bar does not start on the clock's grid",
              "check the bar width and that ts_open is the start in UTC")  # fmt: skip
-    _require((bars.low > 0) & (bars.high < np.inf), "a price is NaN, infinite or not positive", "repair or drop it")
+    _require((bars.low > 0) & (bars.high < np.inf), "a price is NaN, infinite or not positive", "repair or drop")
     possible = (bars.low <= np.minimum(bars.open, bars.close)) & (bars.high >= np.maximum(bars.open, bars.close))
     _require(possible, "open or close is NaN or outside low..high", "repair or drop the row")
     _require(~(bars.volume < 0), "volume is negative", "repair it, or set it to NaN where unknown")

@@ -15,15 +15,16 @@ _MINUTES_PER_DAY = 24 * _MINUTES_PER_HOUR
 class NwrqkConfig(FrozenConfig):
     """Nadaraya-Watson regression with a rational quadratic kernel (30-minute bars).
 
-    `h` look-back width in bars, `r` relative weighting of time scales, `x0` the last tap but one, `lag` by how much
-    the fast line's width is smaller. `strength`: a signal counts for the synergy where |slope| > strength · ATR.
+    `h` look-back width in bars, `r` relative weighting of time scales, `x0` the last tap but one, `lag` by how
+    much the fast line's width is smaller. `strength`: a signal counts for the synergy where |slope| is above
+    strength · ATR.
     """
 
-    h: float = Field(8.0, gt=0)
-    r: float = Field(8.0, gt=0)
-    x0: int = Field(25, ge=1, le=500)
-    lag: float = Field(2.0, ge=0)
-    strength: float = Field(0.05, ge=0)
+    h: float = Field(default=8.0, gt=0)
+    r: float = Field(default=8.0, gt=0)
+    x0: int = Field(default=25, ge=1, le=500)
+    lag: float = Field(default=2.0, ge=0)
+    strength: float = Field(default=0.05, ge=0)
 
     @model_validator(mode="after")
     def _fast_line_has_width(self) -> NwrqkConfig:
@@ -38,23 +39,23 @@ class MlmiConfig(FrozenConfig):
     `strength`: a signal counts for the synergy where |mlmi_value - 50| > strength.
     """
 
-    k: int = Field(200, ge=1)
-    window: int = Field(20, ge=2, le=500)
-    strength: float = Field(5.0, ge=0)
+    k: int = Field(default=200, ge=1)
+    window: int = Field(default=20, ge=2, le=500)
+    strength: float = Field(default=5.0, ge=0)
 
 
 class FvgConfig(FrozenConfig):
     """Fair value gaps (base bars): relative size `threshold`; active at ages 0 .. max_age - 1 (None: for ever)."""
 
-    threshold: float = Field(0.001, ge=0)
-    max_age: int | None = Field(50, ge=1, le=100_000)
+    threshold: float = Field(default=0.001, ge=0)
+    max_age: int | None = Field(default=50, ge=1, le=100_000)
 
 
 class SynergyConfig(FrozenConfig):
     """`window`: rows from the first to the third signal; `cooldown`: rows ignored after a detection."""
 
-    window: int = Field(10, ge=1)
-    cooldown: int = Field(5, ge=0)
+    window: int = Field(default=10, ge=1)
+    cooldown: int = Field(default=5, ge=0)
 
 
 class FeatureConfig(FrozenConfig):
@@ -66,10 +67,10 @@ class FeatureConfig(FrozenConfig):
     """
 
     source: Literal["ha_close", "close"] = "ha_close"
-    base_minutes: int = Field(5, ge=1, le=_MINUTES_PER_HOUR)
-    slow_minutes: int = Field(30, ge=1, le=_MINUTES_PER_DAY)
+    base_minutes: int = Field(default=5, ge=1, le=_MINUTES_PER_HOUR)
+    slow_minutes: int = Field(default=30, ge=1, le=_MINUTES_PER_DAY)
     regime: bool = True
-    max_disorder_ns: int = Field(0, ge=0)
+    max_disorder_ns: int = Field(default=0, ge=0)
     nwrqk: NwrqkConfig = NwrqkConfig()
     mlmi: MlmiConfig = MlmiConfig()
     fvg: FvgConfig = FvgConfig()

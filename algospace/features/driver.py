@@ -1,11 +1,11 @@
-"""The two drivers of the compiled step: `build` for history, `FeatureStream` for live and for blocks of history."""
+"""The drivers of the compiled step: `build` for history, `FeatureStream` for live and for blocks of history."""
 
 from __future__ import annotations
 
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,40 +70,40 @@ class FeatureStream:
 
     def push(self, bar: SourceBar) -> list[FeatureRow]:
         """Take one source bar, known at its close; the rows of all base bars that it completes."""
-        self._make_room()
-        one = [np.array([value], dtype) for value, dtype in zip(bar, _BAR_DTYPES, strict=True)]
-        pipeline.run_bars(self._state, self._params, self._out, self._source_width, *one)
-        return self._emitted()
+        return self._event(pipeline.BARS, bar)
 
     def push_tick(self, ts: int, price: float, size: float = float("nan"), contract: int = 0) -> list[FeatureRow]:
         """Take one trade print; the rows of all base bars that it completes."""
-        self._make_room()
-        pipeline.run_ticks(self._state, self._params, self._out, np.array([ts], np.int64), np.array([price], float),
-                           np.array([size], float), contract)  # fmt: skip
-        return self._emitted()
+        return self._event(pipeline.TICKS, SourceBar(ts, price, price, price, price, size, contract))
 
     def advance(self, now: int) -> list[FeatureRow]:
         """The clock says `now` (ns UTC, after the grace period): close the open bar if it has ended."""
-        self._make_room()
-        pipeline.run_clock(self._state, self._params, self._out, now)
-        return self._emitted()
+        return self._event(pipeline.CLOCK, SourceBar(now, 0.0, 0.0, 0.0, 0.0))
 
     def extend(self, bars: Bars) -> FeatureTable:
         """A block of history in compiled code; the rows that it completes. Blocks follow each other in time."""
         check_bars(bars, self._params.width)
-        sources = (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract)
-        out = self._new_output(bars.ts_open)
-        for block in _blocks(sources, _BAR_DTYPES):
-            self._make_room(block[0])
-            pipeline.run_bars(self._state, self._params, out, bars.width_ns, *block)
-        return self._table(out)
+        arrays = (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract)
+        return self._history(pipeline.BARS, bars.width_ns, arrays)
 
     def extend_ticks(self, ticks: Ticks, contract: int = 0) -> FeatureTable:
         """A block of ticks in compiled code; the rows that it completes."""
-        out = self._new_output(ticks.ts)
-        for block in _blocks((ticks.ts, ticks.price, ticks.size), _BAR_DTYPES[:3]):
-            self._make_room(block[0])
-            pipeline.run_ticks(self._state, self._params, out, *block, contract)
+        code = np.broadcast_to(np.int32(contract), ticks.ts.shape)
+        price = ticks.price
+        return self._history(pipeline.TICKS, 0, (ticks.ts, price, price, price, price, ticks.size, code))
+
+    def _event(self, kind: int, event: SourceBar) -> list[FeatureRow]:
+        self._make_room(self._event_rows)
+        arrays = [np.array([value], dtype) for value, dtype in zip(event, _DTYPES, strict=True)]
+        pipeline.run(self._state, self._params, self._out, kind, self._source_width, *arrays)
+        return self._emitted()
+
+    def _history(self, kind: int, source_width: int, arrays: Sequence[AnyArray]) -> FeatureTable:
+        rows = sum(self._bound_rows(block[0]) for block in _blocks(arrays[:1])) + self._event_rows
+        out = pipeline.new_output(self.config, rows, rows + 1)
+        for block in _blocks(arrays):
+            self._make_room(self._bound_rows(block[0]))
+            pipeline.run(self._state, self._params, out, kind, source_width, *block)
         return self._table(out)
 
     def snapshot(self) -> bytes:
@@ -111,7 +111,7 @@ class FeatureStream:
         arrays: dict[str, AnyArray] = {}
         _flatten(self._state, "", arrays)
         used = int(self._state.mlmi.scalars["points"][0])
-        for name in ("points", "labels", "following", "distances", "near_labels", "selection"):
+        for name in ("points", "distances", "near_labels", "selection"):
             arrays[f"mlmi.{name}"] = arrays[f"mlmi.{name}"][:used]
         header = json.dumps(self._identity()).encode()
         buffer = io.BytesIO()
@@ -136,17 +136,12 @@ class FeatureStream:
     def _identity(self) -> dict[str, Any]:
         return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.config.digest()}
 
-    def _make_room(self, ts: IntArray | None = None) -> None:
-        rows = self._event_rows if ts is None else self._bound_rows(ts)
+    def _make_room(self, rows: int) -> None:
         self._state = pipeline.with_room(self._state, rows, rows + 1)
 
     def _bound_rows(self, ts: IntArray) -> int:
         end = int(self._state.generator["end"][0])
         return int(pipeline.bound_rows(end, ts, self._params.width, self._params.max_fill))
-
-    def _new_output(self, ts: IntArray) -> pipeline.Output:
-        rows = sum(self._bound_rows(block[0]) for block in _blocks((ts,), _BAR_DTYPES[:1])) + self._event_rows
-        return pipeline.new_output(self.config, rows, rows + 1)
 
     def _emitted(self) -> list[FeatureRow]:
         out = self._out
@@ -182,7 +177,7 @@ def build(bars: Bars, instrument: Instrument, config: FeatureConfig | None = Non
 
 
 def build_from_ticks(ticks: Ticks, instrument: Instrument, config: FeatureConfig | None = None) -> FeatureTable:
-    """The feature table of a history of ticks; late and invalid ticks are dropped, with a warning that counts them."""
+    """The feature table of a history of ticks; a warning counts late and invalid ticks, which are dropped."""
     if len(ticks) == 0:
         raise InputError("ticks", "no ticks", "give a range that holds data")
     stream = FeatureStream(instrument, config)
@@ -201,20 +196,22 @@ def concatenate(tables: Sequence[FeatureTable]) -> FeatureTable:
 
     return FeatureTable(
         first.symbol, join("ts_close"), join("filled"), join("contract"),
-        {name: np.concatenate([table.base[name] for table in tables]) for name in first.base}, join("ts_close_30m"),
-        {name: np.concatenate([table.slow[name] for table in tables]) for name in first.slow}, join("row_30m"),
-        first.config_digest,
+        {name: np.concatenate([table.base[name] for table in tables]) for name in first.base},
+        join("ts_close_30m"),
+        {name: np.concatenate([table.slow[name] for table in tables]) for name in first.slow},
+        join("row_30m"), first.config_digest,
     )  # fmt: skip
 
 
-_BAR_DTYPES: tuple[Any, ...] = (np.int64, *[np.float64] * 5, np.int32)
+# Of an event: ts, open, high, low, close, volume, contract.
+_DTYPES: tuple[Any, ...] = (np.int64, *[np.float64] * 5, np.int32)
 
 
-def _blocks(arrays: Sequence[AnyArray], dtypes: Sequence[Any]) -> Any:
-    """Consecutive blocks as writable contiguous copies, so that compiled code sees one type whatever the source."""
+def _blocks(arrays: Sequence[AnyArray]) -> Iterator[list[AnyArray]]:
+    """Consecutive blocks as writable contiguous copies: compiled code sees one type whatever the source."""
     for start in range(0, arrays[0].size, _BLOCK):
         part = slice(start, start + _BLOCK)
-        yield [np.array(array[part], dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        yield [np.array(array[part], dtype) for array, dtype in zip(arrays, _DTYPES, strict=False)]
 
 
 def _flatten(node: Any, name: str, into: dict[str, AnyArray]) -> None:

@@ -64,7 +64,9 @@ def update(
 
 
 @nb.njit(cache=True)
-def _age_and_retest(state: Any, s: Any, max_age: int, high: float, low: float, close: float, out: FloatArray) -> None:
+def _age_and_retest(
+    state: Any, s: Any, max_age: int, high: float, low: float, close: float, out: FloatArray
+) -> None:
     """Gaps do not touch each other, so expiry, end and retest of all fit into one pass that keeps the order."""
     kept = 0
     filled_bull = filled_bear = retests_bull = retests_bear = 0

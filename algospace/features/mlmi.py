@@ -1,8 +1,9 @@
 """MLMI: Machine Learning Momentum Index, k nearest neighbours over stored momentum states (after Zeiierman).
 
 The neighbours are exact, ties included. The stored points grow with history, so they lie in a grid over
-[0, 100]² (linked lists), and a query looks only at cells within a bound: all k neighbours of the last query are
-within its k-th distance, so the new k-th distance is at most that plus the way the query moved.
+[0, 100]² (with a count and a label sum per cell). All k neighbours of the last query are within its
+k-th distance, so the new k-th distance is at most that plus the way the query moved, and usually almost the same:
+a query ranks only the points in a thin shell, and falls back to that bound where the shell proves too thin.
 """
 
 from __future__ import annotations
@@ -17,23 +18,34 @@ from algospace.features.smoothing import RSI_STATE, crossing, rsi_update, window
 from algospace.types import AnyArray, FloatArray
 
 SLOW_PERIOD, QUICK_PERIOD = 20, 5
-_CELLS = 64
+_CELLS = 40
 _CELLS_PER_UNIT = _CELLS / 100.0
-_NO_POINT = -1
+_NO_CHUNK = -1
+# The k-th distance is first sought within this share of the last one; a miss is noticed and searched in full.
+_GUESS = 0.25
 # Rounding of bound and squared distances is far below this share; it only widens the search.
 _SLACK = 1e-9
 
 _SCALARS = np.dtype(
     [("count", "i8"), ("rsi_slow_count", "i8"), ("rsi_quick_count", "i8"), ("raw_count", "i8"), ("points", "i8"),
-     ("label_sum", "i8"), ("stored_source", "f8"), ("wma_quick", "f8"), ("wma_slow", "f8"), ("raw", "f8"),
-     ("ma", "f8"), ("x", "f8"), ("y", "f8"), ("radius", "f8")],
+     ("chunks", "i8"), ("label_sum", "i8"), ("stored_source", "f8"), ("wma_quick", "f8"), ("wma_slow", "f8"),
+     ("raw", "f8"), ("ma", "f8"), ("x", "f8"), ("y", "f8"), ("radius", "f8")],
+    align=True,
+)  # fmt: skip
+
+
+# Points of one cell lie in linked chunks: reading a chunk is a straight loop, while a list of points would be a
+# chain of cache misses.
+_CHUNK = 8
+_POINTS = np.dtype(
+    [("x", "f8", _CHUNK), ("y", "f8", _CHUNK), ("label", "i4", _CHUNK), ("count", "i4"), ("following", "i4")],
     align=True,
 )  # fmt: skip
 
 
 class MlmiState(NamedTuple):
-    """scalars (1,); rsi (2,) slow and quick; window buffers; stored points (capacity, 2) with label and the next
-    point of the same cell; first point of each cell (cells²,); scratch (capacity,) of squared distances."""
+    """scalars (1,); rsi (2,) slow and quick; window buffers; stored points in chunks
+    (capacity,); first chunk, count and label sum of each cell (cells²,); scratch (capacity,)."""
 
     scalars: AnyArray
     rsi: AnyArray
@@ -41,10 +53,10 @@ class MlmiState(NamedTuple):
     rsi_slow_window: FloatArray
     rsi_quick_window: FloatArray
     raw_window: FloatArray
-    points: FloatArray
-    labels: AnyArray
-    following: AnyArray
+    points: AnyArray
     cells: AnyArray
+    cell_counts: AnyArray
+    cell_sums: AnyArray
     distances: FloatArray
     near_labels: AnyArray
     selection: FloatArray
@@ -56,31 +68,32 @@ def init_state(config: MlmiConfig, capacity: int = 256) -> MlmiState:
     for name in ("wma_quick", "wma_slow", "raw", "ma"):
         scalars[name] = np.nan
     scalars["radius"] = np.inf
-    scalars["points"] = 1
-    cells = np.full(_CELLS * _CELLS, _NO_POINT, np.int32)
-    cells[0] = 0
+    scalars["points"] = scalars["chunks"] = 1
+    points = np.zeros(capacity, _POINTS)
+    points["count"][0] = 1
+    points["following"] = _NO_CHUNK
+    cells = np.full(_CELLS * _CELLS, _NO_CHUNK, np.int32)
+    counts = np.zeros(_CELLS * _CELLS, np.int32)
+    cells[0], counts[0] = 0, 1
     return MlmiState(
         scalars, np.zeros(2, RSI_STATE), np.zeros(2 * SLOW_PERIOD), np.zeros(2 * config.window),
-        np.zeros(2 * config.window), np.zeros(2 * SLOW_PERIOD), np.zeros((capacity, 2)), np.zeros(capacity, np.int8),
-        np.full(capacity, _NO_POINT, np.int32), cells, np.zeros(capacity), np.zeros(capacity, np.int8),
-        np.zeros(capacity),
+        np.zeros(2 * config.window), np.zeros(2 * SLOW_PERIOD), points, cells, counts, np.zeros_like(counts),
+        np.zeros(capacity), np.zeros(capacity, np.int8), np.zeros(capacity),
     )  # fmt: skip
 
 
 def with_room(state: MlmiState, rows: int) -> MlmiState:
     """The same state with room for one more point per row."""
-    capacity = state.labels.size
-    needed = int(state.scalars["points"][0]) + rows
+    capacity = state.points.size
+    needed = int(state.scalars["points"][0]) + rows + 1  # one more, which a search may write to but not count
     if needed <= capacity:
         return state
     extra = max(needed, 2 * capacity) - capacity
     grown = {
-        name: np.concatenate([array, np.zeros((extra, *array.shape[1:]), array.dtype)])
-        for name, array in (
-            ("points", state.points), ("labels", state.labels), ("following", state.following),
-            ("distances", state.distances), ("near_labels", state.near_labels), ("selection", state.selection),
-        )
-    }  # fmt: skip
+        name: np.concatenate([array, np.zeros(extra, array.dtype)])
+        for name in ("points", "distances", "near_labels", "selection")
+        for array in (getattr(state, name),)
+    }
     return state._replace(**grown)
 
 
@@ -148,15 +161,20 @@ def _cell(value: float) -> int:
 
 @nb.njit(cache=True)
 def _store(state: Any, s: Any, x: float, y: float, source: float) -> None:
-    j = s.points
-    state.points[j, 0] = x
-    state.points[j, 1] = y
     label = 1 if source >= s.stored_source else -1
-    state.labels[j] = label
     cell = _cell(x) * _CELLS + _cell(y)
-    state.following[j] = state.cells[cell]
-    state.cells[cell] = j
-    s.points = j + 1
+    first = state.cells[cell]
+    if first == _NO_CHUNK or state.points[first].count == _CHUNK:
+        chunk = state.points[s.chunks]
+        chunk.count, chunk.following = 0, first
+        state.cells[cell] = s.chunks
+        s.chunks += 1
+    chunk = state.points[state.cells[cell]]
+    chunk.x[chunk.count], chunk.y[chunk.count], chunk.label[chunk.count] = x, y, label
+    chunk.count += 1
+    state.cell_counts[cell] += 1
+    state.cell_sums[cell] += label
+    s.points += 1
     s.label_sum += label
     s.stored_source = source
 
@@ -166,40 +184,73 @@ def _predict(state: Any, s: Any, k: int, x: float, y: float) -> int:
     """Sum of the labels of all points at most as far as the k-th nearest."""
     if s.points <= k:
         return int(s.label_sum)
-    bound = s.radius + np.sqrt((x - s.x) ** 2 + (y - s.y) ** 2)
-    found = _gather(state, x, y, bound * (1.0 + _SLACK) + _SLACK)
-    state.selection[:found] = state.distances[:found]
-    kth = _kth_smallest(state.selection, found, k)
-    total = 0
+    moved = np.sqrt((x - s.x) ** 2 + (y - s.y) ** 2)
+    safe = s.radius + moved
+    inner = max(s.radius - moved, s.radius * (1.0 - _GUESS))
+    outer = min(safe, s.radius * (1.0 + _GUESS))
+    within, found, total = _gather(state, x, y, inner, outer)
+    if within >= k or within + found < k:
+        within, found, total = _gather(state, x, y, -1.0, safe)
+    for i in range(found):
+        state.selection[i] = state.distances[i]
+    kth = _kth_smallest(state.selection, found, k - within)
     for i in range(found):
         if state.distances[i] <= kth:
             total += state.near_labels[i]
     s.radius = np.sqrt(kth)
     s.x = x
     s.y = y
-    return total
+    return int(total)
 
 
 @nb.njit(cache=True)
-def _gather(state: Any, x: float, y: float, bound: float) -> int:
-    """Squared distances and labels of all points within `bound` of (x, y); returns how many."""
-    reach = min(bound, 200.0)  # the whole square
-    square = bound * bound
-    found = 0
+def _gather(state: Any, x: float, y: float, inner: float, outer: float) -> tuple[int, int, int]:
+    """(number of points within `inner` of (x, y), number between `inner` and `outer`, sum of the inner labels).
+
+    Squared distances and labels of the second kind go to the scratch arrays. Cells wholly inside are counted
+    without a look at their points.
+    """
+    reach = min(outer * (1.0 + _SLACK) + _SLACK, 200.0)  # at most the whole square
+    inner_square = inner * inner if inner > 0.0 else -1.0
+    outer_square = reach * reach
+    within = found = total = 0
     y_first, y_last = _cell(y - reach), _cell(y + reach)
     for i in range(_cell(x - reach), _cell(x + reach) + 1):
-        for cell in range(i * _CELLS + y_first, i * _CELLS + y_last + 1):
-            j = state.cells[cell]
-            while j >= 0:
-                dx = state.points[j, 0] - x
-                dy = state.points[j, 1] - y
-                d = dx * dx + dy * dy
-                if d <= square:
+        x_far, x_near = _edge_distances(i, x)
+        for j in range(y_first, y_last + 1):
+            cell = i * _CELLS + j
+            if state.cell_counts[cell] == 0:
+                continue
+            y_far, y_near = _edge_distances(j, y)
+            if x_near + y_near > outer_square:
+                continue
+            if (x_far + y_far) * (1.0 + _SLACK) + _SLACK < inner_square:
+                within += state.cell_counts[cell]
+                total += state.cell_sums[cell]
+                continue
+            place = state.cells[cell]
+            while place != _NO_CHUNK:
+                chunk = state.points[place]
+                place = chunk.following
+                for p in range(chunk.count):
+                    d = (chunk.x[p] - x) ** 2 + (chunk.y[p] - y) ** 2
+                    # without branches: whether a point is in the shell cannot be predicted
+                    is_inner = int(d <= inner_square)
+                    within += is_inner
+                    total += is_inner * chunk.label[p]
                     state.distances[found] = d
-                    state.near_labels[found] = state.labels[j]
-                    found += 1
-                j = state.following[j]
-    return found
+                    state.near_labels[found] = chunk.label[p]
+                    found += int(d <= outer_square) - is_inner
+    return within, found, total
+
+
+@nb.njit(cache=True)
+def _edge_distances(cell: int, value: float) -> tuple[float, float]:
+    """Squared distances along one axis from `value` to the far and to the near edge of a cell."""
+    below = value - cell / _CELLS_PER_UNIT
+    above = (cell + 1) / _CELLS_PER_UNIT - value
+    near = max(0.0, -below, -above)
+    return max(below * below, above * above), near * near
 
 
 @nb.njit(cache=True)

@@ -26,7 +26,8 @@ def init_state(config: NwrqkConfig) -> NwrqkState:
     """w_i = (1 + i²/(2·r·h²))^(-r) for i = 0 .. x0+1, for h and h - lag."""
     taps = config.x0 + 2
     i = np.arange(taps - 1, -1, -1, dtype=np.float64)
-    weights = np.stack([(1.0 + i**2 / (2.0 * config.r * h**2)) ** -config.r for h in (config.h, config.h - config.lag)])
+    widths = (config.h, config.h - config.lag)
+    weights = np.stack([(1.0 + i**2 / (2.0 * config.r * h**2)) ** -config.r for h in widths])
     scalars = np.zeros(1, _SCALARS)
     scalars["last_value"] = scalars["last_slope"] = np.nan
     return NwrqkState(scalars, np.zeros(2 * taps), weights)

@@ -1,6 +1,6 @@
 """The one compiled step from a base bar to a feature row, composed of the indicators' updates.
 
-`step` is all there is: history runs it in a compiled loop (`run_bars`, `run_ticks`), live calls it per event.
+`step` is all there is: history runs it in a compiled loop over many events, live in the same loop over one.
 Adding an indicator: a module with a state and an `update(state, ..., out)`, its names in `columns`, a field in
 `PipelineState`, and a line in `_base_row` or `_slow_row`.
 """
@@ -54,6 +54,7 @@ from algospace.instruments import Instrument
 from algospace.types import MINUTE_NS, AnyArray, FloatArray, Int32Array, IntArray
 
 ATR_PERIOD = 14
+BARS, TICKS, CLOCK = 0, 1, 2  # kinds of events
 
 
 class Params(NamedTuple):
@@ -149,7 +150,8 @@ def new_output(config: FeatureConfig, base_rows: int, slow_rows: int) -> Output:
     )  # fmt: skip
 
 
-@nb.njit(cache=True)
+# Inlined, because the state is a tuple of some hundred words that every call would copy (a quarter of the time).
+@nb.njit(cache=True, inline="always")
 def step(state: Any, params: Any, bar: Any, out: Any) -> None:
     """One base bar: 30-minute bars that it completes, then its own row."""
     seen = state.rows[1]
@@ -167,7 +169,7 @@ def _write_bar(bar: Any, row: FloatArray) -> None:
     row[4], row[5], row[6] = bar.volume, bar.filled, bar.factor
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _slow_row(state: Any, params: Any, bar: Any, out: Any) -> None:
     """Close the 30-minute bar and write its row."""
     bar.is_open = 0
@@ -190,7 +192,7 @@ def _slow_row(state: Any, params: Any, bar: Any, out: Any) -> None:
     state.rows[1] += 1
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _base_row(state: Any, params: Any, bar: Any, new_slow: bool, out: Any) -> None:
     row = state.base_row
     held = state.slow_row
@@ -221,39 +223,27 @@ def _base_row(state: Any, params: Any, bar: Any, new_slow: bool, out: Any) -> No
 
 
 @nb.njit(cache=True)
-def run_bars(
-    state: Any, params: Any, out: Any, source_width: int, ts: IntArray, open_: FloatArray, high: FloatArray,
-    low: FloatArray, close: FloatArray, volume: FloatArray, contract: Int32Array,
+def run(
+    state: Any, params: Any, out: Any, kind: int, source_width: int, ts: IntArray, open_: FloatArray,
+    high: FloatArray, low: FloatArray, close: FloatArray, volume: FloatArray, contract: Int32Array,
 ) -> None:  # fmt: skip
-    """Run source bars through the pipeline; `out` must have room (see `bound_rows`)."""
-    generator = state.generator[0]
+    """Run events of one kind through the pipeline; `out` must have room (see `bound_rows`).
+
+    BARS: source bars of `source_width`. TICKS: `close` is the price, `volume` the size. CLOCK: `ts` is now.
+    """
+    g = state.generator[0]
+    width, max_fill = params.width, params.max_fill
     for i in range(ts.size):
-        closed = bars.push_bar(
-            generator, state.queue, params.width, params.max_fill, source_width, ts[i], open_[i], high[i], low[i],
-            close[i], volume[i], contract[i],
-        )  # fmt: skip
+        if kind == BARS:
+            closed = bars.push_bar(g, state.queue, width, max_fill, source_width, ts[i], open_[i], high[i], low[i],
+                                   close[i], volume[i], contract[i])  # fmt: skip
+        elif kind == TICKS:
+            closed = bars.push_tick(g, state.queue, width, max_fill, params.max_disorder, ts[i], close[i],
+                                    volume[i], contract[i])  # fmt: skip
+        else:
+            closed = bars.advance(g, state.queue, width, ts[i])
         for j in range(closed):
             step(state, params, state.queue[j], out)
-
-
-@nb.njit(cache=True)
-def run_ticks(
-    state: Any, params: Any, out: Any, ts: IntArray, price: FloatArray, size: FloatArray, contract: int
-) -> None:
-    """Run ticks through the pipeline; `out` must have room (see `bound_rows`)."""
-    generator = state.generator[0]
-    for i in range(ts.size):
-        closed = bars.push_tick(generator, state.queue, params.width, params.max_fill, params.max_disorder, ts[i],
-                                price[i], size[i], contract)  # fmt: skip
-        for j in range(closed):
-            step(state, params, state.queue[j], out)
-
-
-@nb.njit(cache=True)
-def run_clock(state: Any, params: Any, out: Any, now: int) -> None:
-    """Close the open base bar by the clock."""
-    for j in range(bars.advance(state.generator[0], state.queue, params.width, now)):
-        step(state, params, state.queue[j], out)
 
 
 @nb.njit(cache=True)
