@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from algospace.types import Float32Array
+from algospace.types import AnyArray, Float32Array
 
 if TYPE_CHECKING:
     from algospace.features.market_table import MarketTable
     from algospace.features.matrix_schema import MatrixSpec
 
-Observation = dict[str, Float32Array]
+Observation = dict[str, AnyArray]
 _SYNERGY_SIGN = np.array([1.0, -1.0, 1.0], np.float32)
 
 

@@ -105,7 +105,7 @@ class TeamEnv:
             if agent == EXECUTION:
                 out[agent] = {name: parts[name] for name in _CONTEXT} | {
                     "votes": np.eye(ACTIONS, dtype=np.float32)[list(self._votes)], "proposal": core.proposal,
-                    "action_mask": np.array(core.action_mask, np.float32)}
+                    "action_mask": np.array(core.action_mask, np.int8)}
             else:
                 out[agent] = {name: parts[name] for name in _VOTER_PARTS[agent]}
         return out

@@ -1,0 +1,112 @@
+"""The environments pass the checkers of Gymnasium and PettingZoo."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from pettingzoo.test import api_test, parallel_api_test
+
+from algospace.instruments import INSTRUMENTS
+from algospace.types import BASE_BAR_NS, Bars
+from envs.config import CoreEnvConfig, RiskEnvConfig
+from envs.core_env import CoreEnv
+from envs.gym_envs import CORE_ID, RISK_ID, CoreGymEnv, RiskGymEnv
+from envs.pettingzoo_envs import CoreAECEnv, VotesParallelEnv
+from envs.risk_env import RiskEnv
+from envs.team_env import TeamEnv
+from tests.env_market import random_proposals, random_table
+
+SYNTH = INSTRUMENTS["SYNTH"]
+TABLE = random_table(11, 500)
+PROPOSALS = random_proposals(11, TABLE)
+
+
+def core(**values: object) -> CoreEnv:
+    config = CoreEnvConfig(**{"episode_bars": 40} | values)
+    return CoreEnv(TABLE, SYNTH, config, PROPOSALS, 30, 500, 3, 500.0)
+
+
+def risk() -> RiskEnv:
+    return RiskEnv(TABLE, SYNTH, RiskEnvConfig(episode_trades=10, max_bars=30), 30, 500, 3)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("env", [CoreGymEnv, RiskGymEnv])
+def test_gymnasium_checker(env: type, flatten: bool) -> None:
+    inner = core() if env is CoreGymEnv else risk()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unbounded boxes and a missing spec are intended
+        check_env(env(inner, flatten=flatten), skip_render_check=True)
+
+
+@pytest.mark.parametrize("points", ["bar", "synergy"])
+def test_pettingzoo_turns(points: str) -> None:
+    api_test(CoreAECEnv(core(decision_points=points)), num_cycles=300)
+
+
+@pytest.mark.parametrize("mechanics", ["unit", "full"])
+def test_pettingzoo_parallel_votes(mechanics: str) -> None:
+    parallel_api_test(VotesParallelEnv(core(mechanics=mechanics)), num_cycles=300)
+
+
+def test_team_dictionaries_carry_the_whole_reward_of_the_core() -> None:
+    """The four agents' rewards add up to the equity curve, and a whole episode ends in a truncation."""
+    env = TeamEnv(core(mechanics="unit"))
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        env.reset(seed)
+        total, over, turns = 0.0, False, 0
+        while not over:
+            names = env.to_act
+            obs, rewards, terminated, truncated, _ = env.step({name: int(rng.integers(0, 3)) for name in names})
+            if rewards:
+                assert len(set(rewards.values())) == 1
+                total += rewards["execution"]
+            else:
+                assert set(obs) == {"execution"}
+                turns += 1
+            over = terminated["__all__"] or truncated["__all__"]
+        assert truncated["__all__"]
+        assert turns > 0
+        assert total == pytest.approx((env.core.account["equity"] - 1.0) / 500.0, abs=1e-12)
+
+
+def test_a_missing_action_is_named() -> None:
+    env = TeamEnv(core())
+    env.reset(0)
+    with pytest.raises(ValueError, match="tactical, arbitrage"):
+        env.step({"strategic": 1})
+
+
+def source_bars(n: int = 40_000) -> Bars:
+    """5-minute bars of a random walk, around the clock."""
+    rng = np.random.default_rng(4)
+    close = np.round(5000.0 * np.exp(np.cumsum(rng.normal(0.0, 5e-4, n))) * 4.0) / 4.0
+    open_ = np.concatenate([[5000.0], close[:-1]])
+    high = np.maximum(open_, close) + 0.25 * rng.integers(0, 8, n)
+    low = np.minimum(open_, close) - 0.25 * rng.integers(0, 8, n)
+    ts = 1_700_000_100 // 300 * 300 * 1_000_000_000 + np.arange(n, dtype=np.int64) * BASE_BAR_NS
+    return Bars(ts, open_, high, low, close, rng.integers(1, 100, n).astype(float), BASE_BAR_NS)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_registered_environments_are_built_from_bars(part: str) -> None:
+    bars = source_bars(6_000)
+    for name, config in ((CORE_ID, CoreEnvConfig(episode_bars=64)), (RISK_ID, RiskEnvConfig(max_bars=30))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gymnasium.make(name, bars=bars, instrument="SYNTH", config=config, part=part, train_fraction=0.6)
+        env.action_space.seed(0)
+        first, _ = env.reset(seed=1)
+        again, _ = env.reset(seed=1)
+        assert all(np.array_equal(first[key], again[key]) for key in first)
+        assert first["strategic"].shape == (48, 8)
+        assert np.abs(first["tactical"]).sum() > 0.0
+        for _ in range(20):
+            observation, _, terminated, truncated, info = env.step(env.action_space.sample())
+            assert env.observation_space.contains(observation)
+            assert (info["row"] < 3_600) == (part == "train")
+            if terminated or truncated:
+                env.reset()
