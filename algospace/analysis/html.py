@@ -114,7 +114,8 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
 
 def _definitions() -> str:
     return ("<p class=\"quiet\">Returns are changes of equity over the initial equity (nothing is reinvested); "
-            "VaR and ES are daily losses; a dash means that a figure is not defined for this run.</p>")
+            "VaR and ES are daily losses; baselines hold a fixed number of contracts; "
+            "a dash means that a figure is not defined for this run.</p>")
 
 
 def _significance(result: Mapping[str, Any]) -> str:

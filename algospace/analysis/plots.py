@@ -63,7 +63,7 @@ def equity_plot(ts: IntArray, equity: Mapping[str, FloatArray], policy: str = "p
     axes.axhline(0.0, color="#888", linewidth=0.8)
     axes.set_ylabel("net profit")
     _money_axis(axes)
-    axes.legend(loc="upper left", ncols=3, fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=6, fontsize=8, frameon=False)
     return _png(figure)
 
 
@@ -89,7 +89,7 @@ def exposure_plot(ts: IntArray, position: FloatArray) -> str:
     axes.axhline(0.0, color="#888", linewidth=0.8)
     axes.set_ylim(-105, 105)
     axes.set_ylabel("exposure, %")
-    axes.legend(loc="upper left", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return _png(figure)
 
 

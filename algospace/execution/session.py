@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import starmap
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class TableFeed:
         for first in range(self._start, self._stop, _CHUNK):
             last = min(first + _CHUNK, self._stop)
             chunk = [column[first:last].tolist() for column in columns]
-            yield from map(MarketBar._make, zip(range(first, last), *chunk, strict=True))
+            yield from starmap(MarketBar, zip(range(first, last), *chunk, strict=True))
 
 
 def check_range(size: int, start: int, stop: int) -> None:

@@ -1,6 +1,9 @@
 """A journal survives being killed at any byte: nothing whole is lost, nothing torn is believed, and a resumed
 session continues to the same journal."""
 
+import os
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,29 +30,45 @@ def play(journal, seed=3, rows=ROWS, rolls=1):
     return session.run()
 
 
+class BatchJournal(MemoryJournal):
+    """Remembers what was appended together."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def append(self, *records):
+        super().append(*records)
+        self.batches.append(records)
+
+
 @pytest.fixture(scope="module")
 def whole():
-    journal = MemoryJournal()
+    journal = BatchJournal()
     result = play(journal)
-    lines = [encode(record) for record in journal]
-    return result, list(journal), lines
+    return result, journal.batches, [encode(batch) for batch in journal.batches]
+
+
+def flat(batches):
+    return [record for batch in batches for record in batch]
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_kill_at_any_byte_loses_only_the_torn_record(data, whole, tmp_path_factory):
-    _, records, lines = whole
+    _, batches, lines = whole
     text = b"".join(lines)
     cut = data.draw(st.integers(0, len(text)))
     path = tmp_path_factory.mktemp("journal") / "j.log"
-    path.write_bytes(text[:cut])
+    path.write_bytes(text[:cut] + bytes(data.draw(st.sampled_from([0, 1, 5000]))))
     journal = FileJournal(path)
     ends = np.cumsum([len(line) for line in lines])
     complete = int(np.searchsorted(ends, cut, side="right"))
-    assert list(journal) == records[:complete]
+    records = flat(batches[:complete])
+    assert list(journal) == records
     assert journal.torn_bytes == cut - (ends[complete - 1] if complete else 0)
     if complete:
-        assert fold(journal).tobytes() == fold(records[:complete]).tobytes()
+        assert fold(journal).tobytes() == fold(records).tobytes()
     play(ResumingJournal(journal))
     journal.close()
     assert path.read_bytes() == text, "the resumed session must end with the journal of an unbroken one"
@@ -58,11 +77,11 @@ def test_kill_at_any_byte_loses_only_the_torn_record(data, whole, tmp_path_facto
 @settings(max_examples=30, deadline=None)
 @given(garbage=st.binary(max_size=200), cut=st.integers(1, 40))
 def test_garbage_after_a_crash_is_cut(garbage, cut, whole, tmp_path_factory):
-    _, records, lines = whole
+    _, batches, lines = whole
     path = tmp_path_factory.mktemp("journal") / "j.log"
     path.write_bytes(b"".join(lines[:5]) + lines[5][:cut] + garbage)
     journal = FileJournal(path)
-    assert list(journal) == records[:5]
+    assert list(journal) == flat(batches[:5])
     journal.close()
     assert path.read_bytes() == b"".join(lines[:5])
 
@@ -88,7 +107,7 @@ def test_one_writer_only(tmp_path):
 
 def test_a_resumed_session_on_other_data_is_stopped(whole):
     journal = MemoryJournal()
-    journal.append(*whole[1][:20])
+    journal.append(*flat(whole[1])[:20])
     with pytest.raises(InternalError, match="departs from its journal"):
         play(ResumingJournal(journal), seed=4)
 
@@ -108,7 +127,7 @@ def test_ledger_is_the_sessions_account(seed, rolls):
 
 
 def test_order_ids_are_unique_and_the_same_in_every_run(whole):
-    ids = [record.order_id for record in whole[1] if isinstance(record, Ordered)]
+    ids = [record.order_id for record in flat(whole[1]) if isinstance(record, Ordered)]
     again = MemoryJournal()
     play(again)
     assert ids == [record.order_id for record in again if isinstance(record, Ordered)]
@@ -117,14 +136,15 @@ def test_order_ids_are_unique_and_the_same_in_every_run(whole):
 
 def test_every_fill_follows_its_order_and_every_order_its_decision(whole):
     seen: set[str] = set()
-    for before, record in zip(whole[1], whole[1][1:], strict=False):
+    records = flat(whole[1])
+    for before, record in pairwise(records):
         if isinstance(record, Ordered):
             assert type(before).__name__ == "Decided"
             assert before.row == record.row
             seen.add(record.order_id)
         if type(record).__name__ == "Filled":
             assert record.order_id in seen
-    assert isinstance(whole[1][0], Opened)
+    assert isinstance(records[0], Opened)
 
 
 def test_an_order_is_in_the_journal_before_the_venue_sees_it():
@@ -162,3 +182,22 @@ def test_fills_are_in_the_journal_before_they_move_the_account():
         session.run()
     assert session.account["position"][0] == 0.0
     assert session.account["equity"][0] == session.initial_equity
+
+
+@pytest.mark.parametrize("failing", ["pwrite", "fdatasync"])
+def test_a_disk_that_refuses_leaves_the_journal_as_it_was(failing, whole, tmp_path, monkeypatch):
+    _, batches, lines = whole
+    journal = FileJournal(tmp_path / "j.log")
+    journal.append(*batches[0])
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, refuse)
+        with pytest.raises(OSError, match="No space"):
+            journal.append(*batches[1])
+    assert list(journal) == list(batches[0])
+    journal.append(*batches[1])
+    journal.close()
+    assert (tmp_path / "j.log").read_bytes() == b"".join(lines[:2])
