@@ -27,7 +27,7 @@ from algospace.errors import InputError
 from algospace.files import atomic_directory, sha256_file
 from algospace.marketdata.importers import ImportResult
 from algospace.marketdata.parquet_import import read_table
-from algospace.marketdata.schema import BAR_SCHEMA, PRICES, bars_to_table, table_to_bars
+from algospace.marketdata.schema import PRICES, bars_to_table, copy_bars, empty_bars, table_to_bars
 from algospace.types import AnyArray, Bars, IntArray
 
 MANIFEST = "catalog.json"
@@ -87,11 +87,15 @@ class Catalog:
         manifest = _read_manifest(folder)
         width = int(manifest["width_ns"])
         end = _earliest(end_ns, None if as_of_ns is None else as_of_ns - width + 1)
-        tables = [_read_month(folder, month, entry) for month, entry in sorted(manifest["months"].items())
+        months = [(month, entry) for month, entry in sorted(manifest["months"].items())
                   if (start_ns is None or entry["last_ts"] >= start_ns)
                   and (end is None or entry["first_ts"] < end)]
-        table = pa.concat_tables(tables) if tables else BAR_SCHEMA.empty_table()
-        bars = table_to_bars(table, width, manifest["contracts"])
+        bars = empty_bars(sum(entry["rows"] for _, entry in months), width)
+        row = 0
+        for month, entry in months:  # month by month, so that no second copy of the whole is ever held
+            copy_bars(table_to_bars(_read_month(folder, month, entry), width, manifest["contracts"]), bars, row)
+            row += entry["rows"]
+        pa.default_memory_pool().release_unused()
         first = 0 if start_ns is None else int(np.searchsorted(bars.ts_open, start_ns))
         stop = len(bars) if end is None else int(np.searchsorted(bars.ts_open, end))
         return bars.slice(first, max(stop, first))

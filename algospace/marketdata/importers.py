@@ -57,7 +57,7 @@ def import_file(path: Path | str, symbol: str | Instrument, options: ImportOptio
     spec = symbol if isinstance(symbol, Instrument) else instrument(symbol)
     files = _read_all(find_files(Path(path)), options, progress)
     times = resolve_times(files, options, spec)
-    prices = {name: np.concatenate([f.prices[name] for f in files]) for name in PRICES}
+    prices = {name: np.concatenate([f.prices.pop(name) for f in files]) for name in PRICES}  # frees each
     volume = _volume(files)
     codes = judge_rows(times, prices, volume)
     contract, names, notes = _contracts(files, times, options, Path(path))
@@ -68,7 +68,9 @@ def import_file(path: Path | str, symbol: str | Instrument, options: ImportOptio
     bars = _clean(times, prices, volume, contract, good)
     report = _report(Path(path), spec, files, times, codes, bars, names, volume is not None, notes)
     report.reported["other_contracts"] = int(other.sum())
-    return ImportResult(bars, names, _quarantine(files, times, prices, volume, contract, names, codes), report)
+    quarantine = _quarantine(files, times, prices, volume, contract, names, codes)
+    pa.default_memory_pool().release_unused()  # eleven years of features fit in 1 GB only if nothing lingers
+    return ImportResult(bars, names, quarantine, report)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -155,6 +157,9 @@ def _not_front(times: Times, codes: AnyArray, contract: Int32Array, names: Seque
 
 
 def _judge_order(times: Times, codes: AnyArray, other: BoolArray) -> None:
+    if not other.any():
+        judge_order(times.ts_open, times.local, codes)
+        return
     kept = np.flatnonzero(~other)
     part = codes[kept]
     judge_order(times.ts_open[kept], times.local[kept], part)
@@ -194,6 +199,8 @@ def _first_bad(files: Sequence[RawFile], codes: AnyArray) -> tuple[Path, int, st
 def _clean(times: Times, prices: dict[str, FloatArray], volume: FloatArray | None, contract: Int32Array,
            good: BoolArray) -> Bars:
     known = volume if volume is not None else np.full(good.size, np.nan)
+    if good.all():
+        return Bars(ts_open=times.ts_open, **prices, volume=known, width_ns=times.width_ns, contract=contract)
     return Bars(ts_open=times.ts_open[good], **{name: prices[name][good] for name in PRICES}, volume=known[good],
                 width_ns=times.width_ns, contract=contract[good])
 

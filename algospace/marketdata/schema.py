@@ -50,6 +50,19 @@ def table_to_bars(table: pa.Table, width_ns: int, contracts: Sequence[str] = ())
     return Bars(ts_open=ts, **prices, volume=_floats(table.column("volume")), width_ns=width_ns, contract=codes)
 
 
+def empty_bars(rows: int, width_ns: int) -> Bars:
+    """Bars of `rows` rows, to be filled by `copy_bars`."""
+    prices = {name: np.empty(rows) for name in PRICES}
+    return Bars(ts_open=np.empty(rows, np.int64), **prices, volume=np.empty(rows), width_ns=width_ns,
+                contract=np.empty(rows, np.int32))
+
+
+def copy_bars(source: Bars, target: Bars, row: int) -> None:
+    """Write `source` into the rows of `target` from `row` on."""
+    for name in ("ts_open", *PRICES, "volume", "contract"):
+        getattr(target, name)[row:row + len(source)] = getattr(source, name)
+
+
 def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.ascontiguousarray(column.to_numpy(), dtype=np.float64)
 

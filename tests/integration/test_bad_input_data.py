@@ -208,3 +208,18 @@ def test_the_installed_command_says_one_line_too(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "algospace.cli", "data", "import", str(tmp_path / "absent.csv"),
                            "--instrument", "ES", "--out", str(out)], capture_output=True, text=True, check=False)
     assert_refused((done.returncode, done.stdout, done.stderr), "no such file", out)
+
+
+def test_a_synthetic_market_is_a_source_like_any_other(run: Runner, tmp_path: Path) -> None:
+    market, table = tmp_path / "easy", tmp_path / "table.parquet"
+    assert run("data", "synth", "--scenario", "easy", "--bars", "600", "--out", market)[0] == 0
+    code, text, _ = run("features", market, "--instrument", "SYNTH", "--out", table, "--json")
+    assert (code, json.loads(text)["rows"]) == (0, 600)
+
+
+def test_relative_sources_are_found_below_the_data_root(run: Runner, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    good().to_csv(tmp_path / "root" / "a.csv", index=False)
+    monkeypatch.setenv("ALGOSPACE_DATA", str(tmp_path / "root"))
+    assert run("data", "import", "a.csv", "--instrument", "ES", "--out", tmp_path / "market")[0] == 0
