@@ -224,7 +224,7 @@ def _flatten(node: Any, name: str, into: dict[str, AnyArray]) -> None:
 
 def _unflatten(template: Any, name: str, arrays: dict[str, AnyArray]) -> Any:
     if isinstance(template, np.ndarray):
-        return arrays[name]
+        return arrays[name].view(template.dtype)  # a file forgets that records are aligned
     return type(template)(
         *(_unflatten(getattr(template, f), f"{name}.{f}" if name else f, arrays) for f in template._fields)
     )
