@@ -28,7 +28,7 @@ class CoreTeamModule(TeamModule):
     net: CoreNet
 
     def build(self, spec: dict[str, Any]) -> None:
-        self.table, self.tensors = cached_tensors(spec["table"], spec["table_hash"])
+        self.table, self.tensors = cached_tensors(spec["market"], spec["experts"], spec["table_hash"])
         config = CoreConfig(**spec["net"])
         self.net = CoreNet(self.table.shapes, config)
         self.bank = MaskBank(spec["mask_key"], config.hidden, config.dropout)

@@ -25,7 +25,7 @@ class RiskTeamModule(TeamModule):
     net: RiskNet
 
     def build(self, spec: dict[str, Any]) -> None:
-        self.table, self.tensors = cached_tensors(spec["table"], spec["table_hash"])
+        self.table, self.tensors = cached_tensors(spec["market"], spec["experts"], spec["table_hash"])
         config = RiskConfig(**spec["net"])
         self.net = RiskNet(self.table.shapes, config)
         self.bank = MaskBank(spec["mask_key"], config.hidden, config.dropout)

@@ -15,9 +15,9 @@ import torch
 
 from agents.core import Shapes
 from algospace.errors import SchemaError
-from algospace.features.market_table import MarketTable
+from algospace.features.market_table import MANIFEST, MarketTable
 from algospace.features.matrix_schema import MatrixSpec
-from algospace.files import sha256_file, write_json
+from algospace.files import atomic_directory, sha256_file, write_json
 from algospace.types import Float32Array
 
 REGIME_DIM = 8
@@ -41,35 +41,37 @@ class TrainingTable:
                       schema.tactical.window, REGIME_DIM)
 
 
-def save_experts(directory: Path, regime_vectors: Float32Array, proposals: Float32Array) -> str:
-    """Write the experts' columns beside the market table in `directory`; returns the hash of the whole."""
-    np.save(directory / _VECTORS, regime_vectors)
-    np.save(directory / _PROPOSALS, proposals)
-    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".npy" or p.name == "manifest.json")
-    digests = {name: sha256_file(directory / name) for name in names}
-    write_json(directory / _EXPERTS, digests)
-    return table_hash(directory)
+def save_experts(experts: Path | str, market: Path | str, regime_vectors: Float32Array,
+                 proposals: Float32Array) -> str:
+    """Write the experts' columns for the market table in folder `market`; returns the hash of both together."""
+    with atomic_directory(experts) as part:
+        for name, values in ((_VECTORS, regime_vectors), (_PROPOSALS, proposals)):
+            np.save(part / name, np.asarray(values, np.float32), allow_pickle=False)
+        files = {name: sha256_file(part / name) for name in (_VECTORS, _PROPOSALS)}
+        write_json(part / _EXPERTS, {"market": sha256_file(Path(market) / MANIFEST), "files": files})
+    return experts_hash(experts)
 
 
-def table_hash(directory: Path | str) -> str:
-    """The hash that a run's configuration carries for its table."""
-    return sha256_file(Path(directory) / _EXPERTS)
+def experts_hash(experts: Path | str) -> str:
+    """The hash that a run's configuration carries for its table and experts."""
+    return sha256_file(Path(experts) / _EXPERTS)
 
 
-def open_training_table(directory: Path | str, expected_hash: str | None = None) -> TrainingTable:
-    """Map a training table; SchemaError if it is not the one the run was started with."""
-    directory = Path(directory)
-    if not (directory / _EXPERTS).is_file():
-        raise SchemaError(f"{directory}: not a training table; run the phase that builds it first")
-    if expected_hash is not None and table_hash(directory) != expected_hash:
-        raise SchemaError(f"{directory}: the table differs from the one the run was started with; "
-                          f"restore it or start a new run")
-    market = MarketTable.load(directory, mmap=True, verify=expected_hash is None)
-    names = json.loads((directory / _EXPERTS).read_text())
-    if _VECTORS not in names or _PROPOSALS not in names:
-        raise SchemaError(f"{directory}: the experts' columns are missing; run the earlier phases again")
-    return TrainingTable(market, np.load(directory / _VECTORS, mmap_mode="r"),
-                         np.load(directory / _PROPOSALS, mmap_mode="r"))
+def open_training_table(market: Path | str, experts: Path | str,
+                        expected_hash: str | None = None) -> TrainingTable:
+    """Map a market table and its experts' columns; SchemaError if they are not those the run was started with."""
+    experts = Path(experts)
+    if not (experts / _EXPERTS).is_file():
+        raise SchemaError(f"{experts}: no expert columns here; run the earlier phases first")
+    if expected_hash is not None and experts_hash(experts) != expected_hash:
+        raise SchemaError(f"{experts}: the columns differ from those the run was started with; "
+                          f"restore them or start a new run")
+    if json.loads((experts / _EXPERTS).read_text())["market"] != sha256_file(Path(market) / MANIFEST):
+        raise SchemaError(f"{market}: the market table has changed since {experts} was computed; "
+                          f"run the earlier phases again")
+    table = MarketTable.load(market, mmap=True, verify=False)
+    return TrainingTable(table, np.load(experts / _VECTORS, mmap_mode="r"),
+                         np.load(experts / _PROPOSALS, mmap_mode="r"))
 
 
 class TableTensors:
@@ -98,7 +100,7 @@ def _doubled(real: Float32Array, image: Float32Array) -> torch.Tensor:
 
 
 @lru_cache(maxsize=2)
-def cached_tensors(directory: str, expected_hash: str) -> tuple[TrainingTable, TableTensors]:
+def cached_tensors(market: str, experts: str, expected_hash: str) -> tuple[TrainingTable, TableTensors]:
     """One copy per process, shared by its runner and its learner."""
-    table = open_training_table(directory, expected_hash)
+    table = open_training_table(market, experts, expected_hash)
     return table, TableTensors(table)

@@ -1,0 +1,139 @@
+"""From a finished pipeline to a calibrated bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.calibration import (
+    Calibration,
+    calibrate,
+    calibration_error,
+    lift,
+    reliability,
+    risk_coverage,
+)
+from agents.core import CoreNet
+from agents.gate import Gate, GateConfig, Verdict, Votes, confidences
+from agents.risk import RiskNet
+from algospace.clock import ReplayClock
+from algospace.execution.decision import Decision, Policy, Reason
+from algospace.execution.journal import MemoryJournal
+from algospace.execution.result import SessionResult
+from algospace.execution.session import Session, TableFeed
+from algospace.execution.venue import SimulatedVenue
+from algospace.features.market_table import MarketTable
+from algospace.instruments import instrument
+from algospace.types import BoolArray, FloatArray
+from envs.vector_core import risk_unit_of
+from serving.bundle import Bundle, BundleSpec, write_bundle
+from serving.policy import BundlePolicy
+from training.config import RunConfig
+from training.dataset import Dataset, Split
+from training.experts import load_regime, regime_columns
+from training.team_training import load_team
+from training.tracking import git_commit
+
+
+def build_bundle(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path) -> tuple[Bundle, dict[str, Any]]:
+    """Calibrate the gate on the validation split and write the bundle; returns it and the gate's figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        open_gate = _write(config, run_dir, dataset, Path(scratch) / "bundle", None)
+        raw, gained, net = validation_trades(config, open_gate, run_dir, dataset.validation)
+    calibration = calibrate(raw, gained, config.gate)
+    bundle = _write(config, run_dir, dataset, out, calibration)
+    return bundle, gate_figures(calibration, raw, gained, net, config)
+
+
+def _write(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path,
+           calibration: Calibration | None) -> Bundle:
+    core, risk = load_team(run_dir / "core" / "team"), load_team(run_dir / "mrms" / "team")
+    core_net, risk_net = core.module.net, risk.module.net
+    assert isinstance(core_net, CoreNet)
+    assert isinstance(risk_net, RiskNet)
+    table = dataset.train.market()
+    spec = BundleSpec(
+        instrument=config.market.instrument, mask_key=core.spec["mask_key"], gate=config.gate,
+        calibration=calibration, env=config.core.env, risk_env=config.mrms.env,
+        risk_unit=risk_unit_of(table, instrument(config.market.instrument), config.core.env, dataset.train.start,
+                               dataset.train.stop),
+        config_hash=config.digest(), data_hash=dataset.data_hash, git_commit=git_commit(),
+        metrics={name: float(value) for name, value in core.metrics.items()})
+    return write_bundle(out, spec, table.schema, core_net, risk_net, load_regime(run_dir))
+
+
+class _RecordingGate(Gate):
+    """A gate that remembers its last verdict's scores, which a calibration is fitted on."""
+
+    last_raw: FloatArray = np.zeros(0)
+
+    def decide(self, votes: Votes, execution: FloatArray | None, threshold: float | None = None) -> Verdict:
+        verdict = super().decide(votes, execution, threshold)
+        self.last_raw = verdict.raw
+        return verdict
+
+
+class _RecordingPolicy:
+    """A policy whose gate is open; keeps the scores (K,) of every decision to execute, by row."""
+
+    def __init__(self, policy: BundlePolicy, config: GateConfig) -> None:
+        self._policy, self._gate = policy, _RecordingGate(config, 1.0, 0.0)
+        policy.decider.gate = self._gate
+        self.scores: dict[int, FloatArray] = {}
+
+    def decide(self, row: int, account: Any) -> Decision:
+        """See algospace.execution.decision.Policy."""
+        decision = self._policy.decide(row, account)
+        if decision.reason is Reason.EXECUTE:
+            self.scores[row] = self._gate.last_raw.copy()
+        return decision
+
+
+def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path,
+                      split: Split) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """Every trade that the team would make on the validation split with the gate open.
+
+    Returns scores (N, K) of the decisions that opened them, whether each gained net of costs, and its net P&L.
+    """
+    table = split.market()
+    vectors = regime_columns(load_regime(run_dir), table, mirror=False)[0]
+    policy = _RecordingPolicy(BundlePolicy(bundle, table, regime_vectors=vectors), config.gate)
+    stop = split.stop
+    if config.backtest.calibration_bars:
+        stop = min(stop, split.start + config.backtest.calibration_bars)
+    result = run_session(config, policy, table, split.start, stop)
+    trades = result.trades
+    known = np.array([int(row) - 1 in policy.scores for row in trades["entry_row"]], np.bool_)
+    trades = trades[known]
+    raw = np.array([policy.scores[int(row) - 1] for row in trades["entry_row"]], np.float64)
+    return raw.reshape(len(trades), config.gate.iterations), trades["net_pnl"] > 0.0, trades["net_pnl"].copy()
+
+
+def run_session(config: RunConfig, policy: Policy, table: MarketTable, start: int, stop: int) -> SessionResult:
+    """The full run: brackets, costs and hard limits of the configured environment over rows [start, stop)."""
+    env = config.core.env
+    venue = SimulatedVenue(instrument(config.market.instrument), env.slippage_ticks, env.commission, env.intrabar)
+    session = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits, MemoryJournal(),
+                      reverse=env.reverse, initial_equity=env.initial_equity)
+    return session.run()
+
+
+def gate_figures(calibration: Calibration, raw: FloatArray, gained: BoolArray, net: FloatArray,
+                 config: RunConfig) -> dict[str, Any]:
+    """Reliability, calibration error, risk-coverage and lift of the calibrated gate on its validation trades."""
+    if not len(raw):
+        return {"trades": 0, "threshold": calibration.threshold, "promise_kept": calibration.promise_kept}
+    confidence = confidences(raw, calibration.temperature, config.gate.kappa)
+    diagram, curve = reliability(confidence, gained), risk_coverage(confidence, gained)
+    return {
+        "trades": len(raw), "threshold": calibration.threshold, "temperature": calibration.temperature,
+        "promise_kept": calibration.promise_kept, "promised_precision": calibration.promised_precision,
+        "ece": calibration_error(confidence, gained), "precision_of_all": float(gained.mean()),
+        **lift(confidence, gained, net, calibration.threshold),
+        "reliability": {"predicted": diagram["confidence"], "observed": diagram["gained"],
+                        "counts": diagram["count"]},
+        "risk_coverage": {**curve, "base_risk": float(1.0 - gained.mean())},
+    }

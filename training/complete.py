@@ -1,0 +1,90 @@
+"""What follows the phases: unit evaluation, calibrated bundle, full run, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from algospace.files import write_json
+from algospace.types import AnyArray
+from serving.bundle import Bundle
+from training.backtest import backtest
+from training.bundling import build_bundle
+from training.config import RunConfig
+from training.dataset import Dataset, Split
+from training.experts import load_regime, regime_columns
+from training.pipeline import PipelineResult
+from training.supervised import fit_supervised, positions
+from training.unit_evaluation import evaluate_units
+
+
+@dataclass(frozen=True)
+class CompletedRun:
+    """unit: scores against the limit (None without a solved one); report: the full run's document."""
+
+    bundle: Bundle
+    unit: dict[str, Any] | None
+    report: dict[str, Any]
+    report_path: Path
+    seconds: dict[str, float]
+
+
+def complete_run(config: RunConfig, result: PipelineResult, console: Console) -> CompletedRun:
+    """Evaluate, bundle and backtest a finished pipeline run."""
+    dataset, run_dir = result.dataset, result.run_dir
+    seconds: dict[str, float] = {}
+    unit = None
+    if has_limit(dataset):
+        started = time.perf_counter()
+        console.print(f"evaluate: unit run on {len(dataset.test)} unseen markets")
+        unit = evaluate_units(run_dir, dataset.test, config.seed)
+        write_json(run_dir / "unit_scores.json", unit)
+        seconds["unit_evaluation"] = time.perf_counter() - started
+    started = time.perf_counter()
+    console.print("bundle: calibrating the gate on the validation split")
+    bundle, gate = build_bundle(config, run_dir, dataset, run_dir / "bundle")
+    seconds["bundle"] = time.perf_counter() - started
+    started = time.perf_counter()
+    report = _full_run(config, run_dir, dataset, bundle, gate, unit, console)
+    seconds["backtest"] = time.perf_counter() - started
+    return CompletedRun(bundle, unit, report, run_dir / "report" / "report.html", seconds)
+
+
+def has_limit(dataset: Dataset) -> bool:
+    """Whether the test markets have a solved limit to score against."""
+    truths = [split.truth() for split in dataset.test]
+    return all(truth is not None and truth.expected_return is not None for truth in truths)
+
+
+def _full_run(config: RunConfig, run_dir: Path, dataset: Dataset, bundle: Bundle, gate: dict[str, Any],
+              unit: dict[str, Any] | None, console: Console) -> dict[str, Any]:
+    split = dataset.test[0]
+    stop = split.stop
+    if config.backtest.full_run_bars:
+        stop = min(stop, split.start + config.backtest.full_run_bars)
+    console.print(f"backtest: full run over {stop - split.start:,} test bars (brackets, M-RMS, gate)")
+    table = split.market()
+    vectors = regime_columns(load_regime(run_dir), table, mirror=False)[0]
+    notes = () if config.market.synthetic is None else (
+        f"Synthetic market '{config.market.synthetic.scenario}': the figures say nothing about real markets.",)
+    return backtest(
+        bundle, table, split.start, stop, run_dir / "report", title=f"{config.name}: full run on unseen data",
+        regime_vectors=vectors, supervised=_supervised(config, run_dir, dataset, split, stop), gate=gate,
+        unit=unit, notes=notes, seed=config.seed)
+
+
+def _supervised(config: RunConfig, run_dir: Path, dataset: Dataset, test: Split, stop: int) -> AnyArray | None:
+    """Positions of a classifier fitted on the training rows, for test rows [start, stop)."""
+    if not config.backtest.supervised:
+        return None
+    train = dataset.train.market()
+    net = load_regime(run_dir)
+    model = fit_supervised(train, regime_columns(net, train, mirror=False)[0], dataset.train.start,
+                           dataset.train.stop, config.seed, max_rows=config.backtest.supervised_rows)
+    table = test.market()
+    vectors = regime_columns(net, table, mirror=False)[0]
+    return positions(model, table, test.start, stop, vectors)[test.start: stop]

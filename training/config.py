@@ -1,0 +1,119 @@
+"""The configuration of a whole run: market, splits, three phases, backtest, tracking."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from agents.core import CoreConfig
+from agents.gate import GateConfig
+from agents.regime import RegimeConfig
+from agents.risk import RiskConfig
+from algospace.config import FrozenConfig
+from algospace.features import FeatureConfig
+from algospace.features.matrix_schema import MatrixConfig
+from envs.config import CoreEnvConfig, RiskEnvConfig
+from training.mappo.settings import MAPPOSettings
+from training.tracking import TrackingConfig
+
+Phase = Literal["rde", "mrms", "core"]
+PHASES: tuple[Phase, ...] = ("rde", "mrms", "core")
+
+
+class SyntheticMarketConfig(FrozenConfig):
+    """Markets with known truth; training, validation and test are different seeds."""
+
+    scenario: str = "easy"
+    train_seed: int = 1
+    train_bars: int = 1_000_000
+    validation_seed: int = 501
+    validation_bars: int = 60_000
+    test_seeds: tuple[int, ...] = (9001, 9002)
+    test_bars: int = 260_000
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        seeds = (self.train_seed, self.validation_seed, *self.test_seeds)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"training, validation and test seeds must differ, got {seeds}")
+        return self
+
+
+class FileMarketConfig(FrozenConfig):
+    """Recorded bars, split by time: training up to `train_until`, then validation, then test, [from, until).
+
+    `path` is relative to ALGOSPACE_DATA unless absolute. Dates are ISO, UTC.
+    """
+
+    path: str
+    start: str | None = None
+    train_until: str
+    validation_until: str
+    test_until: str | None = None
+
+
+class MarketConfig(FrozenConfig):
+    """One instrument from exactly one source."""
+
+    instrument: str
+    synthetic: SyntheticMarketConfig | None = None
+    file: FileMarketConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.synthetic is None) == (self.file is None):
+            raise ValueError("give exactly one of 'synthetic' and 'file'")
+        return self
+
+
+class RiskPhaseConfig(FrozenConfig):
+    """Phase 2: the M-RMS."""
+
+    net: RiskConfig = RiskConfig()
+    env: RiskEnvConfig = RiskEnvConfig()
+    mappo: MAPPOSettings = MAPPOSettings(env_steps=100_000, num_shards=1, envs_per_shard=64, segment=32)
+
+
+class CorePhaseConfig(FrozenConfig):
+    """Phase 3: the main core."""
+
+    net: CoreConfig = CoreConfig()
+    env: CoreEnvConfig = CoreEnvConfig()
+    mappo: MAPPOSettings = MAPPOSettings()
+
+    @model_validator(mode="after")
+    def _segments_fill_episodes(self) -> Self:
+        if self.env.episode_bars % self.mappo.segment:
+            raise ValueError(f"core.env.episode_bars ({self.env.episode_bars}) must be a multiple of "
+                             f"core.mappo.segment ({self.mappo.segment})")
+        return self
+
+
+class BacktestConfig(FrozenConfig):
+    """The full run (brackets, M-RMS, gate) on at most `full_run_bars` test rows (0: all of them); calibration on
+    at most `calibration_bars` validation rows."""
+
+    full_run_bars: int = Field(0, ge=0)
+    calibration_bars: int = Field(0, ge=0)
+    supervised: bool = True
+    supervised_rows: int = 60_000
+
+
+class RunConfig(FrozenConfig):
+    """Everything that decides a run's result."""
+
+    name: str
+    seed: int = 0
+    market: MarketConfig
+    embargo_bars: int = Field(2016, ge=0)
+    """Base bars left out at the start of validation and test: at least the longest lookback."""
+    features: FeatureConfig = FeatureConfig()
+    matrices: MatrixConfig = MatrixConfig()
+    rde: RegimeConfig = RegimeConfig()
+    mrms: RiskPhaseConfig = RiskPhaseConfig()
+    core: CorePhaseConfig = CorePhaseConfig()
+    gate: GateConfig = GateConfig()
+    backtest: BacktestConfig = BacktestConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    torch_threads: int = Field(1, ge=1)

@@ -1,0 +1,187 @@
+"""The pipeline: data, then phases rde -> mrms -> core, each tracked, resumable, and reused when nothing changed.
+
+run_dir/
+    config.yaml            the resolved configuration
+    tables/                market tables (training.dataset)
+    rde/ mrms/ core/       phase.json (hash, status, figures), model or team, checkpoint while running
+    mlflow.db, artifacts/  the tracking store
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from algospace import __version__
+from algospace.errors import ConfigError
+from algospace.files import write_json, write_text
+from training.config import PHASES, RunConfig
+from training.dataset import Dataset, prepare_dataset
+from training.phases import RUNNERS, PhaseContext
+from training.tracking import PhaseRun, Tracker, git_commit
+
+_SECTIONS = {"rde": ("rde",), "mrms": ("mrms",), "core": ("core",)}
+_MODELS = {"rde": "model", "mrms": "team", "core": "team"}
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline run left behind."""
+
+    run_dir: Path
+    dataset: Dataset
+    phases: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    mlflow_run_id: str
+
+
+@contextmanager
+def ray_session(num_cpus: int = 2) -> Iterator[None]:
+    """A Ray cluster for the block: the one this process already belongs to, or a local one that ends with it."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    else:
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Reporter:
+    """A phase's figures to MLflow, its progress to the console."""
+
+    def __init__(self, run: PhaseRun, bar: Progress, name: str) -> None:
+        self._run, self._bar = run, bar
+        self._task = bar.add_task(name, total=None)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures at a step."""
+        self._run.metrics(step, values)
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the phase is."""
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASES,
+                 console: Console | None = None) -> PipelineResult:
+    """Run the given phases in order; finished ones with the same hash are reused and say so."""
+    console = console or Console()
+    unknown = [name for name in phases if name not in PHASES]
+    if unknown:
+        raise ConfigError(f"unknown phase '{unknown[0]}'; known: {', '.join(PHASES)}")
+    torch.set_num_threads(config.torch_threads)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    started = time.perf_counter()
+    dataset = prepare_dataset(config, run_dir, console.print)
+    seconds = {"data": time.perf_counter() - started}
+    tracker = Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
+                           config.digest(), parent_run_id=_known_parent(run_dir))
+    write_json(run_dir / "run.json", {"mlflow_run_id": tracker.run_id, "config_hash": config.digest(),
+                                      "data_hash": dataset.data_hash, "git_commit": git_commit()})
+    results: dict[str, dict[str, Any]] = {}
+    status = "FAILED"
+    try:
+        with ray_session():
+            for name in [p for p in PHASES if p in phases]:
+                results[name] = _run_phase(name, config, dataset, run_dir, tracker, console)
+                seconds[name] = results[name]["seconds"]
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+    return PipelineResult(run_dir, dataset, results, seconds, tracker.run_id)
+
+
+def _known_parent(run_dir: Path) -> str | None:
+    path = run_dir / "run.json"
+    return str(json.loads(path.read_text())["mlflow_run_id"]) if path.is_file() else None
+
+
+def phase_hash(name: str, config: RunConfig, dataset: Dataset, run_dir: Path) -> str:
+    """What a phase's result depends on: its section, the data, the seed, the version and the phases before."""
+    parts = [name, __version__, str(config.seed), config.name, dataset.data_hash, str(config.torch_threads)]
+    parts += [getattr(config, section).model_dump_json() for section in _SECTIONS[name]]
+    before = PHASES[: PHASES.index(name)]  # type: ignore[arg-type]
+    for upstream in before:
+        state = _read_state(run_dir / upstream)
+        if state.get("status") != "finished":
+            raise ConfigError(f"phase '{name}' needs '{upstream}', which has not finished in {run_dir}; "
+                              f"run it first: --phases {','.join((*before, name))}")
+        parts.append(state["hash"])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "phase.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _run_phase(name: str, config: RunConfig, dataset: Dataset, run_dir: Path, tracker: Tracker,
+               console: Console) -> dict[str, Any]:
+    folder = run_dir / name
+    digest = phase_hash(name, config, dataset, run_dir)
+    state = _read_state(folder)
+    if state.get("hash") == digest and state.get("status") == "finished":
+        console.print(f"{name}: reusing the finished phase (same configuration, data and experts)")
+        return {**state, "seconds": 0.0, "reused": True}
+    resumed = state.get("mlflow_run_id") if state.get("hash") == digest else None
+    if resumed is None:
+        _clear(folder)
+    else:
+        console.print(f"{name}: resuming")
+    started = time.perf_counter()
+    run = tracker.child(name, json.loads(getattr(config, name).model_dump_json()),
+                        {"phase": name, "seed": str(config.seed), "data_hash": dataset.data_hash,
+                         "phase_hash": digest}, run_id=resumed)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "phase.json", {"hash": digest, "status": "running", "mlflow_run_id": run.run_id})
+    status = "FAILED"
+    try:
+        train = dataset.train
+        run.dataset("train", dataset.data_hash, train.stop - train.start, str(train.table.name), "training")
+        with _progress(console) as bar:
+            context = PhaseContext(config, dataset, run_dir, folder, _Reporter(run, bar, name))
+            metrics = RUNNERS[name](context)
+        seconds = time.perf_counter() - started
+        run.metrics(0, {f"final/{key}": value for key, value in metrics.items()})
+        run.curves()
+        model = run.register_model(f"algospace-{name}", folder / _MODELS[name], "candidate", metrics,
+                                   f"{config.name}, phase {name}, config {config.digest()[:12]}")
+        status = "FINISHED"
+    finally:
+        run.close(status)
+    finished = {"hash": digest, "status": "finished", "mlflow_run_id": run.run_id, "metrics": metrics,
+                "model_version": model, "seconds": seconds}
+    write_json(folder / "phase.json", finished)
+    console.print(f"{name}: finished in {seconds:.0f} s")
+    return finished
+
+
+def _clear(folder: Path) -> None:
+    """A phase whose inputs changed starts from nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(TextColumn("{task.description:>6}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                    console=console, transient=True)
