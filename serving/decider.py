@@ -6,6 +6,7 @@ compiled half-steps (`envs.core_kernels`), run on one environment: serving canno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.risk.limits import Limit
-from algospace.types import AnyArray, Float32Array
+from algospace.types import Float32Array
 from envs.core_kernels import ACCOUNT_FEATURES, BAR_DTYPE, EXECUTE, Market, observe_kernel, vote_kernel
-from envs.vector_core import build_rules, empty_batch
+from envs.vector_core import build_rules, empty_batch, read_only
 from serving.backends import Backend
 from serving.bundle import Bundle
 from serving.proposals import Proposer
@@ -35,15 +36,16 @@ NO_PROPOSAL = RiskProposal(0.0, 0.0, 0.0)
 class MarketState:
     """What the account's observation and the limits need of the market, in raw points and exchange time.
 
-    atr: of base bars; atr_30m: of 30-minute bars; clock: hour_sin, hour_cos of the bar's close;
-    synergy: (type/4, direction, bars/10) of the bar.
+    atr: of base bars; clock: hour_sin, hour_cos of the bar's close; synergy: (type/4, direction, bars/10) of the
+    bar; lvn: signed distance in points from the close to the nearest low volume node (NaN: none) and its
+    strength, 0..100.
     """
 
     close: float
     atr: float
-    atr_30m: float
     clock: tuple[float, float]
     synergy: Float32Array
+    lvn: tuple[float, float] = (math.nan, 0.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Decider:
 
         def propose(direction: int) -> Float32Array:
             return self.proposer.propose(inputs.strategic[None], inputs.tactical[None], regime[None],
-                                         np.array([market.atr]), np.array([market.atr_30m]), direction)
+                                         np.array([market.atr]), np.array([market.lvn]), direction)
 
         return self.decide_embedded(embedded, regime, propose, market, inputs.account, inputs.seed, threshold)
 
@@ -152,8 +154,8 @@ class _Desk:
         self._limits = config.limits.record()[()]
         self._bars = np.zeros(1, BAR_DTYPE)
         self._clock = np.zeros((1, 2), np.float32)
-        self._market = Market(_read_only(self._bars), _read_only(self._clock),
-                              _read_only(np.zeros(1, np.int32)))
+        self._market = Market(read_only(self._bars), read_only(self._clock),
+                              read_only(np.zeros(1, np.int32)))
         self._batch = empty_batch(1, self._market, self._rules)
         self._multiplier = bundle.instrument.multiplier
         self._encoded = np.zeros((1, 3), np.float32)
@@ -186,20 +188,13 @@ class _Desk:
         batch = self._batch
         proposals = propose(votes.direction) if votes.direction and voting else self._nothing
         batch.voting[0] = voting
-        vote_kernel(batch, self._market, self._rules, self._limits, _read_only(proposals),
+        vote_kernel(batch, self._market, self._rules, self._limits, read_only(proposals),
                     votes.chosen.astype(np.int8)[None], self._encoded, self._codes)
         contracts, stop, target = batch.order[0].tolist()
         proposal = NO_PROPOSAL
         if batch.opportunity[0] != 0:
             proposal = RiskProposal(contracts, stop, target, Limit(int(self._codes[0])).name)
         return (bool(batch.asked[0]), batch.action_mask.astype(np.float32), self._encoded.copy(), proposal)
-
-
-def _read_only(array: AnyArray) -> AnyArray:
-    """A view that kernels see as the environments' read-only arrays, so that they compile once."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _decision(reason: Reason, verdict: Verdict, votes: Votes, proposal: RiskProposal) -> Decision:

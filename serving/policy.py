@@ -11,6 +11,7 @@ from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.features.market_table import MarketTable
 from algospace.seeding import combine
 from algospace.types import AnyArray, Float32Array, IntArray
+from envs.opportunities import low_volume_nodes
 from serving.backends import Backend, make_backend
 from serving.bundle import Bundle
 from serving.decider import VOTER_NAMES, Decider, DecisionInputs, MarketState
@@ -43,6 +44,7 @@ class BundlePolicy:
         self._backend = make_backend(backend, bundle) if isinstance(backend, str) else backend
         self.table, self.decider, self.seed = table, Decider(bundle, self._backend), seed
         self.threshold: float | None = None
+        self._lvn = low_volume_nodes(table)
         size = bundle.manifest.regime_size
         self._regimes = regime_vectors
         if regime_vectors is None:
@@ -82,8 +84,9 @@ class BundlePolicy:
         """Prices, clock and synergy at the close of `row`."""
         table = self.table
         sin, cos = table.clock[row].tolist()
-        return MarketState(float(table.close[row]), float(table.atr[row]), float(table.atr_30m[row]), (sin, cos),
-                           np.array(table.synergy[row], np.float32))
+        distance, strength = self._lvn[row].tolist()
+        return MarketState(float(table.close[row]), float(table.atr[row]), (sin, cos),
+                           np.array(table.synergy[row], np.float32), (distance, strength))
 
     def seed_of(self, row: int) -> int:
         """The seed of a row's dropout masks: the run's seed and the bar's time, 63 bits."""
@@ -108,7 +111,7 @@ class BundlePolicy:
         chunk.embedded[at] = self._backend.infer("embed", windows)["embedded"]
         chunk.regime[at] = regime
         chunk.proposals[at] = self.decider.proposer.propose(strategic, tactical, regime, table.atr[rows],
-                                                            table.atr_30m[rows])
+                                                            self._lvn[rows])
         return chunk
 
     def _regimes_of(self, slow: IntArray) -> Float32Array:

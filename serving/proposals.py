@@ -8,46 +8,47 @@ from __future__ import annotations
 
 import numpy as np
 
-from algospace.features.matrix_schema import MatrixSchema
 from algospace.types import AnyArray, Float32Array, FloatArray
-from envs.config import STOP_ATRS, STOP_BEYOND_LVN, TARGET_RS, RiskEnvConfig
+from envs.config import RiskEnvConfig
+from envs.risk_kernels import proposal_kernel
+from envs.vector_core import read_only
 from serving.backends import Backend
 from serving.bundle import Bundle
 
 SIDES = (-1.0, 1.0)
 """Order of the sides in a proposals array: short, long."""
-_FALLBACK_STOP = STOP_ATRS.index(2.0)
-"""The stop where no strong node lies behind the entry."""
 
 
 class Proposer:
     """Proposals (B, 2, 3): contracts, stop and target distance in points, for short [0] and long [1]."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self._backend, self._schema = backend, bundle.schema
+        self._backend = backend
         self._learned = bundle.has("mrms")
         self._fixed = bundle.manifest.fixed_proposal
         self._brackets = bundle.manifest.risk_env
+        self._tick = bundle.instrument.tick_size
 
     def propose(self, strategic: Float32Array, tactical: Float32Array, regime: Float32Array, atr: FloatArray,
-                atr_30m: FloatArray, direction: int = 0) -> Float32Array:
-        """Windows (B, Ws, Fs) and (B, Wt, Ft), regime vectors (B, R), ATR (B,) in points -> (B, 2, 3).
+                lvn: FloatArray, direction: int = 0) -> Float32Array:
+        """Windows (B, Ws, Fs) and (B, Wt, Ft), regime vectors (B, R), ATR (B,) in points, low volume nodes (B, 2)
+        as in envs.opportunities -> (B, 2, 3).
 
-        A `direction` of -1 or +1 asks for that side only; the other one's proposal has no contracts.
+        A `direction` of -1 or +1 asks for that side only; the other one's proposal means nothing.
         """
         if not self._learned:
-            return fixed_proposals(atr, self._fixed.contracts, self._fixed.stop_atr, self._fixed.target_r)
+            return fixed_proposals(np.maximum(atr, self._tick), self._fixed.contracts, self._fixed.stop_atr,
+                                   self._fixed.target_r)
         rows = len(strategic)
-        choices = np.zeros((rows, 2, 3), np.int64)
+        choices = np.zeros((3, rows, 2), np.int64)
         for side, sign in enumerate(SIDES):
             if direction * sign < 0.0:
                 continue
             logits = self._backend.infer("mrms", {
                 "strategic": strategic, "tactical": tactical, "regime": regime,
                 "direction": np.full((rows, 1), sign, np.float32)})["logits"]
-            choices[:, side] = logits.argmax(-1)
-        distance, strength = low_volume_nodes(self._schema, strategic[:, -1], atr_30m)
-        return learned_proposals(choices, atr, distance, strength, self._brackets)
+            choices[:, :, side] = logits.argmax(-1).T
+        return learned_proposals(choices, atr, lvn, self._tick, self._brackets)
 
 
 def fixed_proposals(atr: FloatArray, contracts: float, stop_atr: float, target_r: float) -> Float32Array:
@@ -57,35 +58,11 @@ def fixed_proposals(atr: FloatArray, contracts: float, stop_atr: float, target_r
     return np.repeat(one_side[:, None], 2, axis=1).astype(np.float32)
 
 
-def learned_proposals(choices: AnyArray, atr: FloatArray, lvn_distance: FloatArray, lvn_strength: FloatArray,
+def learned_proposals(choices: AnyArray, atr: FloatArray, lvn: FloatArray, tick: float,
                       config: RiskEnvConfig) -> Float32Array:
-    """Choices (B, 2, 3) of size, stop and target -> proposals (B, 2, 3).
-
-    The stop beyond a node lies `lvn_margin_atr` behind it; where no node of `lvn_min_strength` lies behind the
-    entry, the stop is 2 ATR.
-    """
-    atr_both = np.asarray(atr)[:, None]
-    multiples = np.array((*STOP_ATRS, STOP_ATRS[_FALLBACK_STOP]))
-    stop = multiples[choices[..., 1]] * atr_both
-    behind = -np.array(SIDES) * np.asarray(lvn_distance)[:, None]  # points from entry back to the node
-    usable = (behind > 0.0) & (np.asarray(lvn_strength)[:, None] >= config.lvn_min_strength)
-    beyond = (choices[..., 1] == STOP_BEYOND_LVN) & usable
-    stop = np.where(beyond, behind + config.lvn_margin_atr * atr_both, stop)
-    target = np.array(TARGET_RS)[choices[..., 2]] * stop
-    return np.stack((choices[..., 0].astype(np.float64), stop, target), -1).astype(np.float32)
-
-
-def low_volume_nodes(schema: MatrixSchema, rows: Float32Array,
-                     atr_30m: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(distance in points, strength 0..100) of the nearest node, read back from normalised strategic rows.
-
-    Zeros, which mean no node, where the strategic matrix has no such columns.
-    """
-    names = schema.strategic.names
-    none = np.zeros(len(rows))
-    if "lvn_distance" not in names or "lvn_strength" not in names:
-        return none, none
-    spec = schema.strategic.columns[names.index("lvn_strength")]
-    distance = rows[:, names.index("lvn_distance")].astype(np.float64) * np.asarray(atr_30m)
-    strength = rows[:, names.index("lvn_strength")].astype(np.float64) * spec.scale + spec.centre
-    return distance, strength
+    """Choices (3, B, 2) of the size, stop and target agents per side -> proposals (B, 2, 3)."""
+    out = np.empty((choices.shape[1], 2, 3), np.float32)
+    proposal_kernel(np.ascontiguousarray(choices[0]), np.ascontiguousarray(choices[1]),
+                    np.ascontiguousarray(choices[2]), read_only(atr), read_only(lvn), tick, config.lvn_margin_atr,
+                    config.lvn_min_strength, out)
+    return out

@@ -21,7 +21,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_bundle(tmp_path_factory.mktemp("bundle") / "good").directory
 
 
-@pytest.fixture()
+@pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
 

@@ -22,7 +22,6 @@ from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.decider import Decider, account_record
 from serving.policy import BundlePolicy
-from serving.proposals import learned_proposals
 from tests.serving_market import FIRST_DECISION, random_bundle, serving_table
 
 
@@ -124,9 +123,10 @@ def test_observation_and_proposal_are_the_environments(bundle: Bundle, table: Ma
         env.vote(votes)
         for e in np.flatnonzero(env.alive):
             row = int(env.rows[e])
-            np.testing.assert_array_equal(desk.observe(policy.market_state(row), env.accounts[e])[0], observed[e])
-            asked, allowed, encoded, _ = desk.vote(_votes(votes[e]), lambda _, r=row: proposals[r:r + 1],
-                                                   bool(env.voting[e]))
+            seen = desk.observe(policy.market_state(row), env.accounts[e])
+            np.testing.assert_array_equal(seen[0], observed[e])
+            offered = proposals[row:row + 1]
+            asked, allowed, encoded, _ = desk.vote(_votes(votes[e]), lambda _, p=offered: p, bool(env.voting[e]))
             assert asked == env.asked[e]
             np.testing.assert_array_equal(allowed[0] > 0.5, env.action_mask[e])
             np.testing.assert_array_equal(encoded[0], env.proposal[e])
@@ -177,16 +177,38 @@ def test_known_regime_vectors_replace_the_rde(bundle: Bundle, table: MarketTable
         same(decision, given.decide(row, accounts(table, row)[1]))
 
 
-def test_learned_proposals() -> None:
-    from envs.config import RiskEnvConfig
+def test_fixed_proposals(tmp_path: Path, table: MarketTable) -> None:
+    bundle = random_bundle(tmp_path / "bundle", experts=False)
+    with pytest.raises(SchemaError, match="holds no RDE"):
+        BundlePolicy(bundle, table)
+    policy = BundlePolicy(bundle, table, regime_vectors=np.zeros((len(table.strategic), 8), np.float32))
+    decisions = [(row, policy.decide(row, accounts(table, row)[0])) for row in rows(table, 60)]
+    assert any(decision.direction for _, decision in decisions)
+    for row, decision in decisions:
+        if decision.direction == 0:
+            continue
+        assert decision.proposal.stop_distance == pytest.approx(2 * table.atr[row], rel=1e-6)
+        assert decision.proposal.target_distance == pytest.approx(4 * table.atr[row], rel=1e-6)
 
-    choices = np.array([[[2, 1, 0], [3, 6, 4]], [[0, 6, 1], [1, 6, 1]]])
-    answer = learned_proposals(choices, np.array([10.0, 10.0]), np.array([-25.0, -25.0]), np.array([50.0, 5.0]),
-                               RiskEnvConfig.model_validate({"lvn_margin_atr": 0.1, "lvn_min_strength": 20.0}))
-    np.testing.assert_allclose(answer[0, 0], (2, 10.0, 10.0))
-    np.testing.assert_allclose(answer[0, 1], (3, 26.0, 104.0))   # beyond the node 25 points below
-    np.testing.assert_allclose(answer[1, 0], (0, 20.0, 30.0))    # the node lies on the other side: 2 ATR
-    np.testing.assert_allclose(answer[1, 1], (1, 20.0, 30.0))    # too weak
+
+def test_proposals_are_the_risk_environments(bundle: Bundle, table: MarketTable) -> None:
+    from envs.vector_risk import proposal_table
+
+    policy = BundlePolicy(bundle, table)
+    backend = make_backend("torch", bundle)
+    chosen = np.array(rows(table, 30))
+    inputs = [policy.inputs(int(row), accounts(table, int(row))[0]) for row in chosen]
+    choices = np.zeros((3, len(table), 2), np.int64)
+    for side, sign in enumerate((-1.0, 1.0)):
+        logits = backend.infer("mrms", {
+            "strategic": np.stack([i.strategic for i in inputs]),
+            "tactical": np.stack([i.tactical for i in inputs]), "regime": np.stack([i.regime for i in inputs]),
+            "direction": np.full((len(chosen), 1), sign, np.float32)})["logits"]
+        choices[:, chosen, side] = logits.argmax(-1).T
+    expected = proposal_table(*choices, table, bundle.manifest.risk_env)
+    chunk = [policy._embed(int(row) - int(row) % 64) for row in chosen]
+    for row, part in zip(chosen, chunk, strict=True):
+        np.testing.assert_array_equal(part.proposals[row - part.first], expected[row])
 
 
 def test_account_records_are_flat_by_default() -> None:

@@ -66,7 +66,8 @@ def test_the_gates_numbers_are_their_formulas(seed: int, samples: int, temperatu
     entropy_of_mean = -(agents.mean(0) * np.log(agents.mean(0))).sum(-1)
     mean_entropy = -(agents * np.log(agents)).sum(-1).mean(0)
     assert verdict.uncertainty.entropy == pytest.approx(entropy_of_mean.mean())
-    assert verdict.uncertainty.mutual_information == pytest.approx((entropy_of_mean - mean_entropy).mean(), abs=1e-9)
+    information = (entropy_of_mean - mean_entropy).mean()
+    assert verdict.uncertainty.mutual_information == pytest.approx(information, abs=1e-9)
     if votes.direction:
         raw = p[:, speaking, votes.direction + 1].mean(1) * q[:, EXECUTE]
         scaled = 1 / (1 + np.exp(-np.log(raw / (1 - raw)) / temperature))

@@ -46,8 +46,8 @@ def test_without_skill_nothing_passes_and_the_calibration_says_so() -> None:
 
 
 def test_too_few_trades_promise_nothing() -> None:
-    raw, gained = trades(1, 20)
-    assert not calibrate(raw, gained | True, GateConfig(min_trades=30)).promise_kept
+    raw, _ = trades(1, 20)
+    assert not calibrate(raw, np.ones(20, bool), GateConfig(min_trades=30)).promise_kept
     assert not calibrate(np.zeros((0, 8)), np.zeros(0, bool), GateConfig()).promise_kept
 
 
@@ -80,7 +80,8 @@ def test_a_shut_gate_stays_shut() -> None:
 def test_diagnostics() -> None:
     confidence = np.array([0.15, 0.15, 0.85, 0.85])
     gained = np.array([False, False, True, False])
-    assert reliability(confidence, gained) == {"confidence": [0.15, 0.85], "gained": [0.0, 0.5], "count": [2.0, 2.0]}
+    diagram = reliability(confidence, gained)
+    assert diagram == {"confidence": [0.15, 0.85], "gained": [0.0, 0.5], "count": [2.0, 2.0]}
     assert calibration_error(confidence, gained) == pytest.approx(0.5 * 0.15 + 0.5 * 0.35)
     curve = risk_coverage(confidence, gained)
     assert curve["coverage"][-1] == 1.0
