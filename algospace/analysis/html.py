@@ -98,7 +98,9 @@ def _show(value: Any, kind: str) -> str:
     if value is None:
         return "–"
     if kind == "money":
-        return f"<span class=\"{'loss' if value < 0 else 'gain'}\">{value:,.0f}</span>"
+        shown = f"{value:,.0f}"
+        colour = "quiet" if shown in ("0", "-0") else "loss" if value < 0.0 else "gain"
+        return f"<span class=\"{colour}\">{shown.replace('-0', '0') if colour == 'quiet' else shown}</span>"
     if kind == "percent":
         return f"{100.0 * value:.2f} %"
     return f"{value:,.0f}" if kind == "count" else f"{value:,.2f}"
@@ -126,6 +128,7 @@ def _significance(result: Mapping[str, Any]) -> str:
         ["Sharpe", _show(found["sharpe"]["estimate"], "ratio"), _bounds(found["sharpe"], "ratio")],
         ["probability that the true Sharpe is above 0", _show(found["probabilistic_sharpe"], "percent"), ""],
         [f"deflated Sharpe ({found['trials']} trials)", _show(found["deflated_sharpe"], "percent"), ""],
+        ["probability of backtest overfitting", _show(found["probability_of_overfitting"], "percent"), ""],
     ]
     rows += [[f"annual return minus {escape(name.replace('_', ' '))}",
               _show(other["annual_return_difference"]["estimate"], "percent"),

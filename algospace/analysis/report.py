@@ -48,14 +48,14 @@ def curves_of(policy: SessionResult, baselines: Mapping[str, SessionResult]) -> 
 
 def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult], *,
                     hashes: Mapping[str, str] | None = None, title: str = "Backtest",
-                    trial_sharpes: FloatArray | None = None, gate: Mapping[str, Any] | None = None,
-                    unit: Mapping[str, Any] | None = None, notes: tuple[str, ...] = (),
-                    seed: int = 0) -> dict[str, Any]:
+                    trial_sharpes: FloatArray | None = None, pbo: float | None = None,
+                    gate: Mapping[str, Any] | None = None, unit: Mapping[str, Any] | None = None,
+                    notes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Any]:
     """The JSON document of a backtest.
 
     hashes: config, data, bundle, git commit. trial_sharpes: per-period Sharpe ratios of every configuration
-    tried, for the deflated Sharpe. gate: `reliability` {predicted, observed, counts}, `risk_coverage` {coverage,
-    risk, base_risk} and scalar figures (ece, lift, threshold). unit: scores of the unit run on synthetic data.
+    tried, for the deflated Sharpe. pbo: probability of overfitting over those. gate: `reliability` {predicted,
+    observed, counts}, `risk_coverage` {coverage, risk, base_risk} and scalar figures (ece, lift, threshold). unit: scores of the unit run on synthetic data.
     """
     metrics = {name: measure(run).as_dict() for name, run in {POLICY: policy, **baselines}.items()}
     against = {name: compare(policy, run, seed) for name, run in baselines.items()}
@@ -70,7 +70,7 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
         "baselines": {name: metrics[name] for name in baselines},
         "against": against,
         "verdict": verdict(policy, against),
-        "significance": significance(policy, trial_sharpes, seed),
+        "significance": significance(policy, trial_sharpes, seed) | {"probability_of_overfitting": pbo},
         "reasons": policy.reason_counts(),
         "monthly": monthly_table(policy),
         "trade_sample": trade_sample(policy),
