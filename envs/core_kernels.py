@@ -26,6 +26,7 @@ SHAPING_CODES = {"none": 0, "differential_sharpe": SHARPE, "differential_sortino
 ACCOUNT_FEATURES = 8
 SHAPING_CLIP = 10.0
 START_LANE, SIGN_LANE = 0, 1
+AHEAD = 8  # environments between the request for a cache line and its use
 
 
 BAR_DTYPE = np.dtype([
@@ -146,18 +147,18 @@ def observe_kernel(batch: Any, market: Any, rules: Any, limits: Any, out: Float3
 @nb.njit(inline="always", cache=True)
 def agreed_direction(first: int, second: int, third: int) -> int:
     """The direction on which two of three votes (0 short, 1 pass, 2 long) agree, else 0."""
-    total = (first == LONG) + (second == LONG) + (third == LONG)
-    if total >= 2:
-        return 1
-    total = (first == SHORT) + (second == SHORT) + (third == SHORT)
-    return -1 if total >= 2 else 0
+    longs = int(first == LONG) + int(second == LONG) + int(third == LONG)
+    shorts = int(first == SHORT) + int(second == SHORT) + int(third == SHORT)
+    return int(longs >= 2) - int(shorts >= 2)
 
 
 @nb.njit(cache=True)
 def vote_kernel(batch: Any, market: Any, rules: Any, limits: Any, proposals: Float32Array, votes: AnyArray,
                 proposal: Float32Array, limit_codes: AnyArray) -> None:
     """First half-step: votes (E, 3) -> opportunity, asked, action mask and the limited proposal."""
+    last = batch.rows.size - 1
     for e in range(batch.rows.size):
+        prefetch(proposals, batch.rows[min(e + AHEAD, last)])  # type: ignore[call-arg]  # see envs.prefetch
         voting = batch.voting[e]
         opportunity = agreed_direction(votes[e, 0], votes[e, 1], votes[e, 2]) if voting else 0
         account = batch.accounts[e]
@@ -311,7 +312,7 @@ def execute_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: Any,
             reward += rules.shaping_weight * _shaped(batch.moments[e], rules, reward, growth)
         alive = not (terminated or (rules.run_on and row >= ends[e]))
         rows[e] = row
-        prefetch(bars, row + 1)  # type: ignore[call-arg]  # an intrinsic: numba supplies the typing context
+        prefetch(bars, row + 1)  # type: ignore[call-arg]  # see envs.prefetch
         alives[e] = alive
         voting[e] = alive and bars[row].voting != 0
         rewards[e] = reward

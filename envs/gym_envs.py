@@ -34,7 +34,9 @@ MultiDiscreteAction = AnyArray
 def boxes(shapes: dict[str, tuple[int, ...]]) -> spaces.Dict:
     """Unbounded float32 boxes of the given shapes; an `action_mask` is binary (int8)."""
     def space(name: str, shape: tuple[int, ...]) -> spaces.Space[Any]:
-        return spaces.MultiBinary(shape) if name == "action_mask" else spaces.Box(-np.inf, np.inf, shape, np.float32)
+        if name == "action_mask":
+            return spaces.MultiBinary(shape)
+        return spaces.Box(-np.inf, np.inf, shape, np.float32)
 
     return spaces.Dict({name: space(name, shape) for name, shape in shapes.items()})
 
