@@ -18,6 +18,7 @@ from algospace.types import FloatArray
 
 _VERSION = 1
 _KEY = b"algospace"
+_RECORD = {"version", "symbol", "config", "base", "slow", "schema", "slow_sha256"}
 _INDEX = ("ts_close", "filled", "contract", "row_30m")
 
 
@@ -91,10 +92,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def _about(path: Path, table: pa.Table) -> dict[str, Any]:
-    metadata = table.schema.metadata or {}
-    if _KEY not in metadata:
+    try:
+        about: dict[str, Any] = json.loads((table.schema.metadata or {})[_KEY])
+        missing = _RECORD - about.keys()
+    except (KeyError, ValueError, AttributeError):
+        missing = _RECORD
+    if missing:
         raise SchemaError(f"{path}: not a feature table of AlgoSpace; build one with `algospace features`")
-    about: dict[str, Any] = json.loads(metadata[_KEY])
     return about
 
 

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algospace.errors import SchemaError
-from algospace.features import FeatureConfig, FeatureStream, FeatureTable, MlmiConfig, SourceBar, build, concatenate
+from algospace.features import (
+    FeatureConfig,
+    FeatureStream,
+    FeatureTable,
+    MlmiConfig,
+    SourceBar,
+    build,
+    concatenate,
+)
 from algospace.instruments import instrument
 from algospace.types import MINUTE_NS, Bars
 

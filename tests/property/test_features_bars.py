@@ -1,4 +1,4 @@
-"""Bars follow the written rules: a literal reference in plain Python over random gaps, breaks, rolls and volumes."""
+"""Bars follow the written rules: a literal reference in plain Python, over random gaps, breaks and rolls."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,8 @@ def reference_base_bars(bars: Bars, width: int = 5, max_fill: int = 11) -> list[
                 "bucket": bucket, "open": bars.open[members[0]] * factors[members[0]],
                 "high": max(bars.high[i] * factors[i] for i in members),
                 "low": min(bars.low[i] * factors[i] for i in members),
-                "close": bars.close[members[-1]] * factors[members[-1]], "volume": sum(bars.volume[i] for i in members),
+                "close": bars.close[members[-1]] * factors[members[-1]],
+                "volume": sum(bars.volume[i] for i in members),
                 "filled": False, "roll_factor": factors[members[-1]], "contract": bars.contract[members[-1]],
             })  # fmt: skip
     return rows
@@ -89,7 +90,9 @@ def reference_slow_bars(rows: list[dict], width: int = 5, slow: int = 30) -> tup
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(STEPS, min_size=5, max_size=400), st.integers(0, 10**6), st.booleans(), st.sampled_from([5, 15, 30]))
+@given(
+    st.lists(STEPS, min_size=5, max_size=400), st.integers(0, 10**6), st.booleans(), st.sampled_from([5, 15, 30])
+)
 def test_bars_equal_the_literal_reference(steps, seed, volume, width):
     bars = random_bars(steps, seed, volume=volume)
     rows = reference_base_bars(bars, width, 60 // width - 1)
