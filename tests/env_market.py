@@ -8,7 +8,7 @@ import numpy as np
 
 from algospace.features.market_table import MarketTable
 from algospace.features.matrix_schema import MatrixConfig, MatrixSchema, MatrixSpec, column_specs
-from algospace.types import BASE_BAR_NS, Float32Array
+from algospace.types import BASE_BAR_NS, Bars, Float32Array
 
 TICK = 0.25
 
@@ -71,3 +71,14 @@ def negated(table: MarketTable) -> MarketTable:
     """The same market upside down: every price negated (highs become lows)."""
     return dataclasses.replace(table, open=-table.open, high=-table.low, low=-table.high, close=-table.close,
                                synergy=table.synergy * np.array([1, -1, 1], np.float32))
+
+
+def source_bars(n: int = 40_000) -> Bars:
+    """5-minute bars of a random walk, around the clock."""
+    rng = np.random.default_rng(4)
+    close = np.round(5000.0 * np.exp(np.cumsum(rng.normal(0.0, 5e-4, n))) * 4.0) / 4.0
+    open_ = np.concatenate([[5000.0], close[:-1]])
+    high = np.maximum(open_, close) + 0.25 * rng.integers(0, 8, n)
+    low = np.minimum(open_, close) - 0.25 * rng.integers(0, 8, n)
+    ts = 1_700_000_100 // 300 * 300 * 1_000_000_000 + np.arange(n, dtype=np.int64) * BASE_BAR_NS
+    return Bars(ts, open_, high, low, close, rng.integers(1, 100, n).astype(float), BASE_BAR_NS)

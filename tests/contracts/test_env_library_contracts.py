@@ -9,14 +9,13 @@ from gymnasium.utils.env_checker import check_env
 from pettingzoo.test import api_test, parallel_api_test
 
 from algospace.instruments import INSTRUMENTS
-from algospace.types import BASE_BAR_NS, Bars
 from envs.config import CoreEnvConfig, RiskEnvConfig
 from envs.core_env import CoreEnv
 from envs.gym_envs import CORE_ID, RISK_ID, CoreGymEnv, RiskGymEnv
 from envs.pettingzoo_envs import CoreAECEnv, VotesParallelEnv
 from envs.risk_env import RiskEnv
 from envs.team_env import TeamEnv
-from tests.env_market import random_proposals, random_table
+from tests.env_market import random_proposals, random_table, source_bars
 
 SYNTH = INSTRUMENTS["SYNTH"]
 TABLE = random_table(11, 500)
@@ -41,6 +40,8 @@ def test_gymnasium_checker(env: type, flatten: bool) -> None:
         check_env(env(inner, flatten=flatten), skip_render_check=True)
 
 
+# PettingZoo warns that observations are dictionaries and that there is no render(): both intended
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("points", ["bar", "synergy"])
 def test_pettingzoo_turns(points: str) -> None:
     api_test(CoreAECEnv(core(decision_points=points)), num_cycles=300)
@@ -78,17 +79,6 @@ def test_a_missing_action_is_named() -> None:
     env.reset(0)
     with pytest.raises(ValueError, match="tactical, arbitrage"):
         env.step({"strategic": 1})
-
-
-def source_bars(n: int = 40_000) -> Bars:
-    """5-minute bars of a random walk, around the clock."""
-    rng = np.random.default_rng(4)
-    close = np.round(5000.0 * np.exp(np.cumsum(rng.normal(0.0, 5e-4, n))) * 4.0) / 4.0
-    open_ = np.concatenate([[5000.0], close[:-1]])
-    high = np.maximum(open_, close) + 0.25 * rng.integers(0, 8, n)
-    low = np.minimum(open_, close) - 0.25 * rng.integers(0, 8, n)
-    ts = 1_700_000_100 // 300 * 300 * 1_000_000_000 + np.arange(n, dtype=np.int64) * BASE_BAR_NS
-    return Bars(ts, open_, high, low, close, rng.integers(1, 100, n).astype(float), BASE_BAR_NS)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
