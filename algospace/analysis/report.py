@@ -54,8 +54,9 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
     """The JSON document of a backtest.
 
     hashes: config, data, bundle, git commit. trial_sharpes: per-period Sharpe ratios of every configuration
-    tried, for the deflated Sharpe. pbo: probability of overfitting over those. gate: `reliability` {predicted,
-    observed, counts}, `risk_coverage` {coverage, risk, base_risk} and scalar figures (ece, lift, threshold). unit: scores of the unit run on synthetic data.
+    tried, for the deflated Sharpe; pbo: probability of overfitting over those. gate: `reliability` {predicted,
+    observed, counts}, `risk_coverage` {coverage, risk, base_risk} and scalar figures (ece, lift, threshold).
+    unit: scores of the unit run on synthetic data.
     """
     metrics = {name: measure(run).as_dict() for name, run in {POLICY: policy, **baselines}.items()}
     against = {name: compare(policy, run, seed) for name, run in baselines.items()}
