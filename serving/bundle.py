@@ -28,6 +28,7 @@ from agents.regime import RegimeConfig, RegimeNet
 from agents.risk import RiskConfig, RiskNet
 from algospace.config import FrozenConfig
 from algospace.errors import BundleError, SchemaError
+from algospace.features.config import FeatureConfig
 from algospace.features.matrix_schema import MatrixSchema
 from algospace.files import atomic_directory, sha256_file, write_json, write_text
 from algospace.instruments import INSTRUMENTS, Instrument
@@ -65,6 +66,8 @@ class BundleSpec(FrozenConfig):
     risk_env: RiskEnvConfig
     risk_unit: float = Field(gt=0)
     fixed_proposal: FixedProposal = FixedProposal()
+    features: FeatureConfig = FeatureConfig()
+    """Settings of the pipeline from bars to feature rows; their digest is part of the schema."""
     config_hash: str
     data_hash: str
     git_commit: str

@@ -10,13 +10,18 @@ import numpy as np
 from algospace.analysis.baselines import run_baselines, turnover_of
 from algospace.analysis.report import backtest_result, curves_of, write_report
 from algospace.clock import ReplayClock
+from algospace.errors import ConfigError
 from algospace.execution.journal import MemoryJournal
 from algospace.execution.session import Session, TableFeed
 from algospace.execution.venue import SimulatedVenue
+from algospace.features import build
 from algospace.features.market_table import MarketTable
+from algospace.features.matrices import assemble
+from algospace.marketdata import read_source
 from algospace.types import AnyArray, Float32Array
 from serving.bundle import Bundle
 from serving.policy import BundlePolicy
+from training.dataset import nanoseconds
 
 
 def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Path, *, title: str,
@@ -44,3 +49,21 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, document, curves_of(result, baselines))
     return document
+
+
+def backtest_bars(bundle: Bundle, source: Path, out: Path, start: str | None = None, stop: str | None = None,
+                  seed: int = 0) -> dict[str, Any]:
+    """Backtest on recorded bars: features with the bundle's settings, normalised with its statistics.
+
+    SchemaError if the bundle was trained on features with settings other than these.
+    """
+    bars = read_source(source, bundle.manifest.instrument)
+    features = build(bars, bundle.instrument, bundle.manifest.features)
+    table = assemble(features, bundle.schema, bundle.instrument)
+    first = table.first_decision
+    if start is not None:
+        first = max(first, int(np.searchsorted(table.ts_close, nanoseconds(start))))
+    last = len(table) if stop is None else int(np.searchsorted(table.ts_close, nanoseconds(stop)))
+    if last - first < 2:
+        raise ConfigError(f"{source}: no rows to trade between {start or 'the start'} and {stop or 'the end'}")
+    return backtest(bundle, table, first, last, out, title=f"{bundle.manifest.instrument}: {source.name}", seed=seed)

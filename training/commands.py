@@ -1,9 +1,136 @@
-"""Sub-commands of training: `train`, `tune`, `backtest`, `quickstart`."""
+"""Sub-commands of training: `train`, `backtest`, `export`, `quickstart`."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+from rich.console import Console
+
+from algospace.errors import ConfigError
+
+RUNS = Path("runs")
 
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
+    app.command("train")(train)
+    app.command("backtest")(backtest)
+    app.command("export")(export)
+    app.command("quickstart")(quickstart)
+
+
+def train(
+    config: Annotated[Path, typer.Option("--config", help="YAML file, e.g. configs/train/nq.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
+    phases: Annotated[str, typer.Option("--phases", help="comma-separated, in order")] = "rde,mrms,core",
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="default: runs/<name>")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Train the phases, then bundle and backtest. Finished phases are reused, interrupted ones resumed.
+
+    Example: algospace train --config configs/quickstart.yaml core.mappo.env_steps=1000000
+    """
+    from algospace.config import load_config
+    from training.complete import complete_run
+    from training.config import PHASES, RunConfig
+    from training.pipeline import run_pipeline
+
+    console = Console(stderr=as_json)
+    resolved = load_config(RunConfig, config, overrides or [])
+    folder = run_dir or RUNS / resolved.name
+    names = tuple(name.strip() for name in phases.split(",") if name.strip())
+    result = run_pipeline(resolved, folder, names, console)
+    summary: dict[str, Any] = {"run_dir": str(folder), "mlflow_run_id": result.mlflow_run_id,
+                               "phases": {name: phase["metrics"] for name, phase in result.phases.items()}}
+    if "core" in names and len(PHASES) and _finished(folder, PHASES):
+        done = complete_run(resolved, result, console)
+        summary |= {"bundle": str(done.bundle.directory), "unit": done.unit, "report": str(done.report_path)}
+        console.print(f"report: {done.report_path}")
+        for line in done.report.get("verdict", []):
+            console.print(f"  {line}")
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+
+
+def _finished(folder: Path, names: tuple[str, ...]) -> bool:
+    states = [folder / name / "phase.json" for name in names]
+    return all(p.is_file() and json.loads(p.read_text())["status"] == "finished" for p in states)
+
+
+def backtest(
+    bundle: Annotated[Path, typer.Option("--bundle", help="a bundle's folder")],
+    data: Annotated[Path, typer.Option("--data", help="bars: file, folder or catalog")],
+    out: Annotated[Path, typer.Option("--out", help="folder for report.html and report.json")],
+    start: Annotated[str | None, typer.Option("--start", help="first date, ISO, UTC")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", help="date after the last, ISO, UTC")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of the dropout masks and the random baseline")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Run a bundle over recorded bars, beside every baseline.
+
+    Example: algospace backtest --bundle runs/nq/bundle --data nq.csv --out runs/check
+    """
+    from serving.bundle import load_bundle
+    from training.backtest import backtest_bars
+
+    console = Console(stderr=as_json)
+    loaded = load_bundle(bundle)
+    document = backtest_bars(loaded, data, out, start=start, stop=stop, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    console.print(f"report: {out / 'report.html'}")
+    for line in document.get("verdict", []):
+        console.print(f"  {line}")
+
+
+def export(
+    out: Annotated[Path, typer.Option("--out", help="folder of the new bundle")],
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="a run's folder")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="an MLflow run id of a run below ./runs")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="graphs to write")] = "onnx",
+) -> None:
+    """Write a calibrated bundle from a finished run.
+
+    Example: algospace export --checkpoint runs/quickstart --out bundle
+    """
+    from algospace.config import load_config
+    from training.bundling import build_bundle
+    from training.config import RunConfig
+    from training.dataset import open_dataset
+
+    if backend != "onnx":
+        raise ConfigError(f"--backend '{backend}': only 'onnx' can be exported so far (see \"Not yet\" in the README)")
+    if (checkpoint is None) == (run is None):
+        raise ConfigError("give exactly one of --checkpoint and --run")
+    folder = checkpoint if checkpoint is not None else _find_run(str(run))
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: not a run's folder (no config.yaml); give the folder of a finished run")
+    config = load_config(RunConfig, folder / "config.yaml")
+    bundle, gate = build_bundle(config, folder, open_dataset(folder), out)
+    typer.echo(f"bundle {bundle.id[:12]} in {out}: threshold {gate['threshold']:.3f}, "
+               f"promise {'kept' if gate['promise_kept'] else 'not kept: nothing passes'}")
+
+
+def _find_run(run_id: str) -> Path:
+    for document in RUNS.glob("*/run.json"):
+        if json.loads(document.read_text())["mlflow_run_id"] == run_id:
+            return document.parent
+    raise ConfigError(f"no run with MLflow id '{run_id}' below {RUNS}/; give its folder with --checkpoint")
+
+
+def quickstart(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="where everything is written")] = RUNS / "quickstart",
+    config: Annotated[Path | None, typer.Option("--config", help="default: the packaged quickstart.yaml")] = None,
+) -> None:
+    """The main job: synthetic market to served decision, in minutes.
+
+    Example: algospace quickstart
+    """
+    from training.quickstart import run_quickstart
+
+    run_quickstart(run_dir, config, overrides or [])

@@ -80,7 +80,7 @@ def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
     manifest = folder / _MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text())["hash"] == digest:
         say(f"data: reusing {folder} (same data and configuration)")
-        return _open_dataset(folder)
+        return _open_tables(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if config.market.synthetic is not None:
@@ -90,10 +90,18 @@ def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
         assert bars is not None
         splits = _file_table(config, config.market.file, bars, folder, say)
     write_json(manifest, {"hash": digest, "splits": splits})
-    return _open_dataset(folder)
+    return _open_tables(folder)
 
 
-def _open_dataset(folder: Path) -> Dataset:
+def open_dataset(run_dir: Path) -> Dataset:
+    """The dataset of a run that has one; ConfigError otherwise."""
+    folder = run_dir / "tables"
+    if not (folder / _MANIFEST).is_file():
+        raise ConfigError(f"{run_dir}: this run has no market tables; train it first")
+    return _open_tables(folder)
+
+
+def _open_tables(folder: Path) -> Dataset:
     document = json.loads((folder / _MANIFEST).read_text())
 
     def split(values: dict[str, Any]) -> Split:
@@ -131,10 +139,11 @@ def _read_bars(config: RunConfig) -> Bars:
     bars = read_source(data_path(config.market.file.path), config.market.instrument)
     if config.market.file.start is None:
         return bars
-    return bars.slice(int(np.searchsorted(bars.ts_open, _nanoseconds(config.market.file.start))), len(bars))
+    return bars.slice(int(np.searchsorted(bars.ts_open, nanoseconds(config.market.file.start))), len(bars))
 
 
-def _nanoseconds(date: str) -> int:
+def nanoseconds(date: str) -> int:
+    """An ISO date or time, UTC unless it names a zone, as int64 ns; ConfigError if it is none."""
     try:
         stamp = pd.Timestamp(date)
     except ValueError:
@@ -176,11 +185,11 @@ def _file_table(config: RunConfig, market: FileMarketConfig, bars: Bars, folder:
     spec = instrument(config.market.instrument)
     say(f"data: {len(bars):,} bars of {spec.symbol} from {market.path}")
     features = build(bars, spec, config.features)
-    table = _assembled(features, config, _nanoseconds(market.train_until), spec)
+    table = _assembled(features, config, nanoseconds(market.train_until), spec)
     table.save(folder / "market")
-    bounds = [_nanoseconds(date) for date in (market.train_until, market.validation_until)]
+    bounds = [nanoseconds(date) for date in (market.train_until, market.validation_until)]
     last = len(table) if market.test_until is None else int(
-        np.searchsorted(table.ts_close, _nanoseconds(market.test_until)))
+        np.searchsorted(table.ts_close, nanoseconds(market.test_until)))
     train_stop, validation_stop = (int(np.searchsorted(table.ts_close, bound)) for bound in bounds)
     rows = {"train": (table.first_decision, train_stop),
             "validation": (train_stop + config.embargo_bars, validation_stop),

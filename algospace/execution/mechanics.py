@@ -122,7 +122,11 @@ def fill(account: Any, venue: Any, quantity: float, price: float, cause: int, fi
 
 @nb.njit(cache=True)
 def _roll_position(account: Any, venue: Any, roll: float, fills: AnyArray, count: int) -> int:
-    """Carry the position into the new contract: levels rescaled, both sides paid in commission and slippage."""
+    """Carry the position into the new contract: levels rescaled, both sides paid in commission and slippage.
+
+    Rescaling the entry changes the unrealised profit; the difference has been earned in the old contract.
+    """
+    account.realised += account.position * (account.mark - account.entry) * venue.multiplier * (1.0 - roll)
     account.mark *= roll
     account.entry *= roll
     account.stop *= roll

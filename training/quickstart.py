@@ -1,0 +1,131 @@
+"""The main job: synthetic market -> features -> three phases -> backtest on unseen seeds -> bundle -> Ray Serve ->
+one decision over HTTP. Everything is written below one folder; no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import configs
+from algospace.config import load_config
+from algospace.files import write_json
+from serving.bundle import Bundle
+from serving.decider import DecisionInputs, account_record
+from serving.policy import BundlePolicy
+from training.config import RunConfig
+from training.dataset import Split
+
+_SERVE_SWITCHES = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+_DECISION_CALLS = 5
+
+
+def run_quickstart(run_dir: Path, config_file: Path | None, overrides: list[str]) -> dict[str, Any]:
+    """Run everything; returns what `summary.json` holds."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _SERVE_SWITCHES.items()})
+    # Serve reads its switches when it is first imported, and RLlib may import it
+    from training.complete import complete_run
+    from training.pipeline import run_pipeline
+
+    started = time.perf_counter()
+    console = Console()
+    config = load_config(RunConfig, config_file or Path(configs.__file__).parent / "quickstart.yaml", overrides)
+    result = run_pipeline(config, run_dir, console=console)
+    done = complete_run(config, result, console)
+    serving = time.perf_counter()
+    console.print("serve: starting Ray Serve, one decision over HTTP")
+    decision = decide_over_http(done.bundle, result.dataset.test[0])
+    seconds = {**result.seconds, **done.seconds, "serve": time.perf_counter() - serving}
+    seconds["total"] = time.perf_counter() - started
+    summary = _summary(result.phases, done, decision, seconds)
+    write_json(run_dir / "summary.json", summary)
+    _print(console, summary, run_dir, done.report_path)
+    return summary
+
+
+def decide_over_http(bundle: Bundle, split: Split) -> dict[str, Any]:
+    """Start the service, ask for the decision at the split's last decision row, stop the service."""
+    from serving.deployment import start_service
+
+    table = split.market()
+    row = int(np.flatnonzero(np.asarray(table.decision[: split.stop]))[-1])
+    policy = BundlePolicy(bundle, table)
+    account = account_record(equity=bundle.manifest.env.initial_equity, day=float(table.day[row]),
+                             day_start=bundle.manifest.env.initial_equity, mark=float(table.close[row]),
+                             peak=bundle.manifest.env.initial_equity)
+    body = json.dumps(decision_request(bundle, policy.inputs(row, account))).encode()
+    with start_service(bundle.directory, secrets.token_urlsafe(24)) as service:
+        request = urllib.request.Request(
+            f"{service.url}/v1/decide", data=body, method="POST",
+            headers={"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"})
+        latencies = []
+        for _ in range(_DECISION_CALLS):
+            begun = time.perf_counter()
+            with urllib.request.urlopen(request, timeout=30) as response:
+                answer = dict(json.load(response))
+            latencies.append(1e3 * (time.perf_counter() - begun))
+    return {"verdict": answer["verdict"], "confidence": answer["confidence"], "reason": answer["reason"],
+            "direction": answer["direction"], "votes": answer["votes"], "model": answer["model"],
+            "latency_ms": float(np.median(latencies)), "bar": str(np.datetime64(int(table.ts_close[row]), "ns"))}
+
+
+def decision_request(bundle: Bundle, inputs: DecisionInputs) -> dict[str, Any]:
+    """The body of POST /v1/decide for complete inputs."""
+    account, market = inputs.account, inputs.market
+    regime = {"regime": inputs.regime.tolist()} if inputs.regime.ndim == 1 else {
+        "regime_window": inputs.regime.tolist()}
+    node = None if math.isnan(market.lvn[0]) else {"distance": market.lvn[0], "strength": market.lvn[1]}
+    levels = {name: None if math.isnan(float(account[name])) else float(account[name])
+              for name in ("stop", "target")}
+    return {
+        "schema_hash": bundle.schema.digest(), "strategic": inputs.strategic.tolist(),
+        "tactical": inputs.tactical.tolist(), **regime, "synergy": market.synergy.tolist(),
+        "market": {"close": market.close, "atr": market.atr, "hour_sin": market.clock[0],
+                   "hour_cos": market.clock[1], "low_volume_node": node},
+        "account": {"position": float(account["position"]), "entry": float(account["entry"]), **levels,
+                    "equity": float(account["equity"]), "day_start": float(account["day_start"]),
+                    "bars_in_trade": int(account["bars_in_trade"])},
+        "seed": inputs.seed,
+    }
+
+
+def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, Any],
+             seconds: dict[str, float]) -> dict[str, Any]:
+    unit = done.unit
+    full_run = done.report["metrics"]["policy"]
+    policy = {**unit["policy"], "net_pnl": full_run["net_pnl"]}
+    return {
+        "phases": {name: phase["metrics"] for name, phase in phases.items()},
+        "backtest": {"policy": policy, "baselines": unit["baselines"], "bayes_limit": unit["bayes_limit"],
+                     "fraction_of_limit": unit["fraction_of_limit"], "fractions": unit["fractions"],
+                     "bars": unit["bars"], "full_run": full_run},
+        "bundle": str(done.bundle.directory), "decision": decision, "seconds": seconds,
+    }
+
+
+def _print(console: Console, summary: dict[str, Any], run_dir: Path, report: Path) -> None:
+    backtest = summary["backtest"]
+    table = Table(title="Unit run on unseen synthetic markets (ticks per bar, noise-free)")
+    for heading in ("", "score", "of the limit", "in the market", "trades"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    limit = backtest["bayes_limit"]
+    rows = [("policy", backtest["policy"]), *backtest["baselines"].items(), ("Bayes limit", limit)]
+    for name, figures in rows:
+        table.add_row(name, f"{figures['score']:.3f}", f"{figures['score'] / limit['score']:.0%}",
+                      f"{figures['exposure']:.0%}", f"{figures['trades']:,.0f}")
+    console.print(table)
+    decision = summary["decision"]
+    console.print(f"decision for the bar closed {decision['bar']}: {decision['verdict']} ({decision['reason']}), "
+                  f"confidence {decision['confidence']:.2f}, {decision['latency_ms']:.1f} ms over HTTP")
+    console.print(f"summary: {run_dir / 'summary.json'}   report: {report}   "
+                  f"MLflow: mlflow ui --backend-store-uri sqlite:///{run_dir / 'mlflow.db'}")
+    console.print(f"total {summary['seconds']['total']:.0f} s")
