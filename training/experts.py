@@ -67,7 +67,7 @@ def propose(team: TrainedTeam, table: MarketTable, regime: Float32Array) -> Floa
             state = torch.cat((slow[row_30m], fast[row], vectors[row_30m],
                                torch.full((row.shape[0], 1), direction)), -1)
             choices[:, part, side] = net.logits(net.trunk(state), keep).argmax(-1).T.numpy()
-    proposals = proposal_table(*choices, table, RiskEnvConfig(**team.spec["env"]))
+    proposals = proposal_table(choices[0], choices[1], choices[2], table, RiskEnvConfig(**team.spec["env"]))
     proposals[~decided] = 0.0
     return proposals
 

@@ -61,7 +61,7 @@ class TeamModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """RLlib's constructor hook."""
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         seed = int(self.model_config["seed"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -50,8 +50,8 @@ class TeamRunner(EnvRunner, Checkpointable):
         settings = self.settings
         batch = sampler.sample(settings.segment, tick, cost_scale)
         values = batch.pop("values_all")
-        advantages, targets = gae(batch["rewards"], values, batch["discounts"], settings.gamma,
-                                  settings.gae_lambda)
+        advantages, targets = gae(batch["rewards"], values, batch["discounts"], batch["alive"],
+                                  settings.gamma, settings.gae_lambda)
         batch |= {"advantages": advantages, "value_targets": targets,
                   "values": np.ascontiguousarray(values[:, :-1])}
         return batch, sampler.env.get_state()
