@@ -28,6 +28,7 @@ from training.rde import Rows, window_ends
 ACTIVE_VARIANCE = 0.01
 _DEFAULT_REGIMES = 4
 _BATCH = 512
+_RECENT_ROWS = 8
 _SUMMARY_SPANS = (4, 12, 24, 48)
 
 
@@ -56,7 +57,8 @@ def rde_report(
     an integer, negative where unknown. At most `max_windows` consecutive rows of each range are used: the last of
     the training rows and the first of the held-out rows.
 
-    `reconstruction` mean square error; `explained_variance` 1 - that over the variance; `active_dims` dimensions
+    `reconstruction` mean square error; `explained_variance` 1 - that over the variance, of the
+    whole window and (`recent_`) of its last 8 rows, which the loss weighs most; `active_dims` dimensions
     of μ whose variance exceeds 0.01; `autocorrelation` mean lag-1 autocorrelation of the active dimensions;
     `*_persistence` share of adjacent rows with one label; with truth also `*_probe_accuracy` (logistic regression
     on μ or on state probabilities), `*_nmi` (labels against truth), `supervised_accuracy` (gradient boosting on a
@@ -105,19 +107,20 @@ def _network_figures(
 ) -> dict[str, float]:
     """Reconstruction on at most 4,096 evenly spaced windows; spread and memory of μ on all."""
     picks = ends[np.linspace(0, len(ends) - 1, min(len(ends), 4096)).astype(np.int64)]
-    squared_error, count = 0.0, 0
+    squared_error = np.zeros(net.config.window)  # per row of the window
     for start in range(0, len(picks), _BATCH):
         window = torch.from_numpy(_windows(regime_rows, picks[start : start + _BATCH], net.config.window))
         reconstruction, _ = net.decode(net.encode_mean(window))
-        squared_error += float((reconstruction - window).square().sum())
-        count += window.numel()
+        squared_error += (reconstruction - window).square().mean(dim=2).sum(dim=0).double().numpy()
     variance = mean.var(axis=0)
     active = variance > ACTIVE_VARIANCE
     centred = mean - mean.mean(axis=0)
     memory = (centred[1:] * centred[:-1]).mean(axis=0)[active] / variance[active]
     scale = float(regime_rows[ends].var(axis=0, dtype=np.float64).mean())
-    mse = squared_error / count
+    row_mse = squared_error / len(picks)
+    mse, recent = float(row_mse.mean()), float(row_mse[-_RECENT_ROWS:].mean())
     return {"reconstruction": mse, "explained_variance": 1.0 - mse / scale if scale > 0 else 0.0,
+            "recent_explained_variance": 1.0 - recent / scale if scale > 0 else 0.0,
             "active_dims": float(active.sum()), "autocorrelation": float(memory.mean()) if active.any() else 0.0}
 
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, gaussian_kl
+from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, gaussian_kl, recency_weights
 from algospace.config import parse_config
 from algospace.errors import ConfigError
 
@@ -41,12 +41,23 @@ def test_prediction_can_be_turned_off() -> None:
 
 
 def test_loss_is_the_sum_of_its_parts_above_the_free_bits() -> None:
-    config = RegimeConfig(size="tiny", free_bits=0.0, predict_steps=4)
+    config = RegimeConfig(size="tiny", free_bits=0.0, predict_weight=0.7)
     net = RegimeNet(config)
     window, target, noise = torch.randn(6, 96, 12), torch.randn(6, 4, 12), torch.randn(6, 8)
     total, parts = net.loss(window, target, 0.5, noise)
-    expected = parts["reconstruction"] + parts["prediction"] * 4 / 96 + 0.5 * parts["kl"]
+    expected = parts["reconstruction"] + 0.7 * parts["prediction"] + 0.5 * parts["kl"]
     torch.testing.assert_close(total, expected)
+
+
+def test_recent_rows_weigh_more_and_equal_weights_are_the_plain_error() -> None:
+    weights = recency_weights(96, 4.0)
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights[-1] / weights[-5] == pytest.approx(2.0)
+    net = RegimeNet(RegimeConfig(size="tiny", recency_half_life=0))
+    window, noise = torch.randn(6, 96, 12), torch.randn(6, 8)
+    _, parts = net.loss(window, torch.randn(6, 4, 12), 0.5, noise)
+    plain = torch.nn.functional.mse_loss(net(window, noise).reconstruction, window)
+    torch.testing.assert_close(parts["reconstruction"], plain)
 
 
 def test_free_bits_stop_the_kl_gradient_of_a_dimension_below_them() -> None:
@@ -74,7 +85,8 @@ def test_a_patch_that_does_not_divide_the_window_is_refused() -> None:
 
 
 def test_quick_recipe_takes_overrides_and_refuses_unknown_keys() -> None:
-    assert RegimeConfig.quick(size="tiny").size == "tiny"
+    assert RegimeConfig.quick().size == "tiny"
+    assert RegimeConfig.quick(size="small").size == "small"
     with pytest.raises(ValueError, match="extra"):
         RegimeConfig.quick(sise="tiny")
 
