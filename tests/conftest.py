@@ -1,6 +1,7 @@
 """Shared fixtures: real market data lives outside the project and may be absent."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,35 @@ def data_root() -> Path:
     if root is None:
         pytest.skip("no real market data: set ALGOSPACE_DATA")
     return root
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of two CPUs, without token authentication; shut down behind the module's last test."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray  # only the tests that need it pay for the import
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster for the whole session."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")  # read when ray.serve is imported
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def training_market(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small synthetic market on disk (tests.training_market.MarketOnDisk)."""
+    from tests.training_market import synthetic_market
+
+    return synthetic_market(tmp_path_factory.mktemp("training_market"))
