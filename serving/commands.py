@@ -1,9 +1,52 @@
-"""Sub-commands of serving: `export`, `serve`."""
+"""Sub-commands of serving: `serve`."""
 
 from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
+    app.command("serve")(serve)
+
+
+def serve(
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle to serve.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file of serve settings (configs/serve).")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port; a free one by default.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas; overrides the config.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token; else ALGOSPACE_TOKEN; else "
+                                                         "a random one is printed.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this time; else on Ctrl-C.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
+) -> None:
+    """Serve a bundle's decisions over HTTP with Ray Serve until interrupted.
+
+    Example: algospace serve --bundle runs/quickstart/bundle --port 8000
+    """
+    from algospace.config import load_config
+    from serving.auth import resolve_token
+    from serving.deployment import ServeSettings, start_service
+
+    settings = ServeSettings() if config is None else load_config(ServeSettings, config)
+    if replicas is not None:
+        settings = settings.model_copy(update={"replicas": replicas})
+    token, made_up = resolve_token(token_file)
+    stop = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: stop.set())
+    with start_service(bundle, token, port, settings) as service:
+        if as_json:
+            ready = {"url": service.url, "model": service.model} | ({"token": token} if made_up else {})
+            typer.echo(json.dumps(ready))
+        else:
+            typer.echo(f"decisions at {service.url}/v1/decide, model {service.model[:12]}")
+            if made_up:
+                typer.echo(f"bearer token (made up; set ALGOSPACE_TOKEN or --token-file for your own): {token}")
+        stop.wait(seconds)

@@ -18,6 +18,7 @@ from algospace.features.market_table import MarketTable
 from algospace.features.matrix_schema import COLUMN_RULES, MatrixConfig, MatrixSchema, MatrixSpec, column_specs
 from envs.config import CoreEnvConfig, RiskEnvConfig
 from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
+from serving.decider import account_record
 from tests.env_market import random_table
 
 FIRST_DECISION = 600
@@ -79,3 +80,18 @@ def random_bundle(directory: Path, *, seed: int = 0, embedder: EmbedderKind = "t
         data_hash="d" * 64, git_commit="0" * 40, metrics={"score": 0.1})
     return write_bundle(directory, spec, full_schema(), core, risk if experts else None,
                         regime if experts else None)
+
+
+def accounts(table: MarketTable, row: int) -> list[Any]:
+    """Flat, long with a bracket, short, and broke."""
+    close, day = float(table.close[row]), float(table.day[row])
+    money: dict[str, float] = {"equity": 100_000.0, "day_start": 99_000.0, "peak": 101_000.0, "day": day}
+    return [account_record(**money),
+            account_record(**money, position=2.0, entry=close - 5, stop=close - 20, target=close + 30,
+                           bars_in_trade=7),
+            account_record(**money, position=-1.0, entry=close - 5, bars_in_trade=1),
+            account_record(equity=300.0, day_start=300.0, peak=300.0, day=day)]
+
+
+def rows(table: MarketTable, count: int = 40) -> list[int]:
+    return [int(r) for r in np.flatnonzero(table.decision)[:count]]

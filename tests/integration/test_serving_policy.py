@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from agents.gate import GateConfig
+from agents.gate import GateConfig, Votes, agreed
 from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason
 from algospace.execution.mechanics import ACCOUNT_DTYPE
@@ -18,11 +17,12 @@ from algospace.features.market_table import MarketTable
 from algospace.instruments import instrument
 from envs.config import CoreEnvConfig
 from envs.vector_core import VectorCoreEnv
+from envs.vector_risk import proposal_table
 from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.decider import Decider, account_record
 from serving.policy import BundlePolicy
-from tests.serving_market import FIRST_DECISION, random_bundle, serving_table
+from tests.serving_market import FIRST_DECISION, accounts, random_bundle, rows, serving_table
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +33,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def table() -> MarketTable:
     return serving_table()
-
-
-def accounts(table: MarketTable, row: int) -> list[Any]:
-    """Flat, long with a bracket, short, and broke."""
-    close, day = float(table.close[row]), float(table.day[row])
-    money: dict[str, float] = {"equity": 100_000.0, "day_start": 99_000.0, "peak": 101_000.0, "day": day}
-    return [account_record(**money),
-            account_record(**money, position=2.0, entry=close - 5, stop=close - 20, target=close + 30,
-                           bars_in_trade=7),
-            account_record(**money, position=-1.0, entry=close - 5, bars_in_trade=1),
-            account_record(equity=300.0, day_start=300.0, peak=300.0, day=day)]
-
-
-def rows(table: MarketTable, count: int = 40) -> list[int]:
-    return [int(r) for r in np.flatnonzero(table.decision)[:count]]
 
 
 def same(a: Decision, b: Decision, tolerance: float = 1e-6) -> None:
@@ -133,10 +118,9 @@ def test_observation_and_proposal_are_the_environments(bundle: Bundle, table: Ma
         env.execute(rng.integers(0, 3, 4).astype(np.int8), rewards, discounts)
 
 
-def _votes(chosen: np.ndarray) -> Any:
-    from agents.gate import Votes, agreed
-
-    return Votes(np.zeros((1, 3, 3)), np.zeros((3, 3)), chosen.astype(np.int64), agreed(*chosen), np.zeros(3, bool))
+def _votes(chosen: np.ndarray) -> Votes:
+    votes = chosen.astype(np.int64)
+    return Votes(np.zeros((1, 3, 3)), np.zeros((3, 3)), votes, agreed(*votes), np.zeros(3, bool))
 
 
 def test_without_dropout_one_mask_decides(tmp_path: Path, table: MarketTable) -> None:
@@ -192,8 +176,6 @@ def test_fixed_proposals(tmp_path: Path, table: MarketTable) -> None:
 
 
 def test_proposals_are_the_risk_environments(bundle: Bundle, table: MarketTable) -> None:
-    from envs.vector_risk import proposal_table
-
     policy = BundlePolicy(bundle, table)
     backend = make_backend("torch", bundle)
     chosen = np.array(rows(table, 30))

@@ -1,0 +1,272 @@
+"""The decision service on Ray Serve: one deployment behind HAProxy, started and stopped as a whole.
+
+Ray and Serve read their switches when they are first imported, so this module imports them late.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import Field
+
+from algospace.config import FrozenConfig
+from algospace.errors import ConfigError, InternalError
+from serving.app import AppSettings, create_app
+from serving.auth import token_digest
+from serving.bundle import load_bundle
+
+APPLICATION = "algospace"
+_READY_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 20.0
+_LONGEST_SCRATCH = 26
+
+
+class ServeSettings(FrozenConfig):
+    """One deployment of fixed size. A stale decision is worse than a 503, so queues are short."""
+
+    app: AppSettings = AppSettings()
+    replicas: int = Field(default=1, ge=1, le=64)
+    """At least 2 in production, so that one may die."""
+    cpus_per_replica: float = Field(default=0.5, ge=0)
+    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_queued_requests: int = Field(default=64, ge=-1)
+    cluster_cpus: int = Field(default=2, ge=1)
+    """CPUs of the Ray instance that is started where none runs."""
+
+
+def serve_environment(scratch: Path) -> dict[str, str]:
+    """Environment of every Ray process of a service; HAProxy's files and side ports are its own, so that several
+    services can run on one machine."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+        # Serve waits this long, requests or none, before a replica may end (30 s by default).
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _scratch_directory() -> Path:
+    """A new folder whose path leaves room for HAProxy's sockets (97 bytes, 70 of them Serve's)."""
+    scratch = Path(tempfile.mkdtemp(prefix="as-"))
+    if len(str(scratch)) > _LONGEST_SCRATCH:
+        scratch.rmdir()
+        raise ConfigError(f"{scratch.parent}: too long for a folder of sockets; set TMPDIR to a shorter path")
+    return scratch
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class RunningService:
+    """A started service. Use as a context manager, or call `stop`."""
+
+    def __init__(self, url: str, token: str, model: str, owns_ray: bool, scratch: Path | None,
+                 before: dict[str, str | None]) -> None:
+        self.url, self.token, self.model = url, token, model
+        self._owns_ray, self._scratch, self._before = owns_ray, scratch, before
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End Serve, and Ray if it was started for this service; no process of theirs is left. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        import ray
+        from ray import serve
+
+        proxies = list(haproxy_processes(self._scratch)) if self._scratch else []
+        if ray.is_initialized():
+            serve.shutdown()
+        if self._owns_ray:
+            ray.shutdown()
+        for pid in proxies:
+            _end(pid)
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def start_service(bundle_dir: Path | str, token: str, port: int | None = None,
+                  settings: ServeSettings | None = None) -> RunningService:
+    """Start the service and return once it answers. BundleError before anything is started if the bundle is bad.
+
+    Where Ray is already initialised it is used as it is, and left running; otherwise a local instance of
+    `cluster_cpus` is started. `port` None takes a free one; ConfigError if a given one is taken.
+    """
+    settings = settings or ServeSettings()
+    bundle = load_bundle(bundle_dir)
+    if port is not None and not _is_free(port):
+        raise ConfigError(f"port {port} is taken; give another --port or stop what listens there")
+    port = port or free_port()
+    import ray
+
+    owns_ray, scratch = not ray.is_initialized(), None
+    before: dict[str, str | None] = {}
+    if owns_ray:
+        scratch = _scratch_directory()
+        before = _set_environment(serve_environment(scratch) | {"RAY_AUTH_MODE": _auth_mode()})
+        ray.init(address="local", num_cpus=settings.cluster_cpus, include_dashboard=False, log_to_driver=False,
+                 logging_level="ERROR", namespace="serve")
+    service = RunningService(f"http://127.0.0.1:{port}", token, bundle.id, owns_ray, scratch, before)
+    try:
+        _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
+        _wait_until_ready(service.url)
+    except BaseException:
+        service.stop()
+        raise
+    return service
+
+
+def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) -> Any:
+    """The Serve application (for `serve.run`)."""
+    from ray import serve
+
+    deployment = serve.deployment(
+        name="decider", num_replicas=settings.replicas, max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.5)
+    values = settings.app.model_dump(mode="json")
+    return deployment(serve.ingress()(Replica)).bind(str(bundle_dir), digest, values)
+
+
+class Replica:
+    """One replica: its own bundle, backend and application."""
+
+    def __init__(self, bundle_dir: str, digest: bytes, settings: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings), digest)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The ASGI application that Serve routes requests to."""
+        return self._app
+
+
+def _deploy(bundle_dir: Path, digest: bytes, port: int, settings: ServeSettings) -> None:
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
+    serve.run(build_application(bundle_dir, digest, settings), name=APPLICATION, route_prefix="/",
+              logging_config=logging_config)
+
+
+def _auth_mode() -> str:
+    """Ray's own token authentication: as configured, else off (only this user reaches a local instance)."""
+    return os.environ.get("RAY_AUTH_MODE", "disabled")
+
+
+def _set_environment(values: dict[str, str]) -> dict[str, str | None]:
+    """Set variables for this process and its children; what they were before.
+
+    InternalError if Serve has already been imported with other switches.
+    """
+    constants = sys.modules.get("ray.serve._private.constants")
+    if constants is not None and not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        raise InternalError("ray.serve was imported before the service's environment was set")
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    return before
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/v1/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise InternalError(f"the service did not become ready within {_READY_TIMEOUT_S:.0f} s")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def haproxy_processes(scratch: Path) -> Iterator[int]:
+    """Processes that were started with a file of `scratch` on their command line."""
+    needle = str(scratch).encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and needle in _command_line(int(entry.name)):
+            yield int(entry.name)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _end(pid: int) -> None:
+    """End one of our own HAProxy processes that outlived its manager: politely, then not."""
+    line = _command_line(pid)
+    if not line:
+        return
+    for sign, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, _STOP_TIMEOUT_S)):
+        try:
+            os.kill(pid, sign)
+        except ProcessLookupError:
+            return
+        if _until(lambda: _command_line(pid) != line, seconds):
+            return
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,120 @@
+"""What the decision service takes and answers. Unknown fields, wrong types, NaN and infinities are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from algospace.execution.decision import Decision
+
+Row = list[Annotated[float, Field(ge=-1e6, le=1e6)]]
+"""Normalised values; the bound keeps them finite in float32."""
+VerdictName = Literal["EXECUTE", "CLOSE", "REJECT"]
+Matrix = Annotated[list[Row], Field(min_length=1, max_length=4096)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class LowVolumeNode(_Strict):
+    """The nearest node: signed distance in points from the close, strength 0..100."""
+
+    distance: float
+    strength: float = Field(ge=0, le=100)
+
+
+class MarketIn(_Strict):
+    """The bar that has just closed. Prices in raw points; `hour_sin`, `hour_cos` of its close in exchange time."""
+
+    close: float = Field(gt=0)
+    atr: float = Field(ge=0)
+    hour_sin: float = Field(ge=-1, le=1)
+    hour_cos: float = Field(ge=-1, le=1)
+    low_volume_node: LowVolumeNode | None = None
+
+
+class AccountIn(_Strict):
+    """The account at that close: signed contracts, average entry, resting levels, money in account currency."""
+
+    position: float
+    entry: float = Field(default=0.0, ge=0)
+    stop: float | None = None
+    target: float | None = None
+    equity: float
+    day_start: float = Field(gt=0)
+    bars_in_trade: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _a_position_has_an_entry(self) -> AccountIn:
+        if self.position != 0.0 and self.entry <= 0.0:
+            raise ValueError("an open position needs its entry price")
+        return self
+
+
+class DecideRequest(_Strict):
+    """One decision. Matrices are normalised as the bundle's schema says (`schema_hash`), oldest row first.
+
+    `regime` is the regime vector, `regime_window` the matrix it is computed from; exactly one is given.
+    `synergy` is (type/4, direction, bars/10). `seed` chooses the dropout masks: the same request gives the same
+    answer.
+    """
+
+    schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
+    strategic: Matrix
+    tactical: Matrix
+    regime: Row | None = None
+    regime_window: Matrix | None = None
+    synergy: Annotated[Row, Field(min_length=3, max_length=3)]
+    market: MarketIn
+    account: AccountIn
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    trace_id: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]{1,64}$")
+
+    @model_validator(mode="after")
+    def _one_regime(self) -> DecideRequest:
+        if (self.regime is None) == (self.regime_window is None):
+            raise ValueError("give either regime or regime_window")
+        return self
+
+
+class ProposalOut(BaseModel):
+    """Contracts, distances in points, and which hard limit changed the proposal."""
+
+    contracts: float
+    stop_distance: float
+    target_distance: float
+    limit: str
+
+
+class DecideResponse(BaseModel):
+    """The verdict. `votes`: agent -> mean probabilities (short, pass, long); `model` is the bundle's id."""
+
+    verdict: VerdictName
+    reason: str
+    direction: int
+    confidence: float
+    votes: dict[str, tuple[float, float, float]]
+    proposal: ProposalOut
+    uncertainty: dict[str, float]
+    model: str
+    trace_id: str
+    latency_ms: float
+
+    @staticmethod
+    def of(decision: Decision, model: str, trace_id: str, latency_ms: float) -> DecideResponse:
+        """The answer that carries `decision`."""
+        p = decision.proposal
+        return DecideResponse.model_construct(
+            verdict=cast(VerdictName, decision.verdict), reason=decision.reason.value,
+            direction=decision.direction, confidence=decision.confidence, votes=decision.votes,
+            proposal=ProposalOut.model_construct(contracts=p.contracts, stop_distance=p.stop_distance,
+                                                 target_distance=p.target_distance, limit=p.limit),
+            uncertainty=decision.uncertainty, model=model, trace_id=trace_id, latency_ms=latency_ms)
+
+
+def level(price: float | None) -> float:
+    """A resting level as accounts hold it: NaN where there is none."""
+    return math.nan if price is None else price
