@@ -1,0 +1,112 @@
+"""Embedders: both entrances are one function, causal, and no longer than their window; agents see their own."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from agents.core import CoreConfig, CoreNet, Shapes
+from agents.embedders import EmbedderKind, TCNEmbedder, make_embedder
+
+KINDS = ("tcn", "lstm", "transformer")
+WINDOW, FEATURES, DIM = 20, 5, 6
+
+
+def embedder(kind: EmbedderKind) -> Any:
+    torch.manual_seed(1)
+    return make_embedder(kind, FEATURES, WINDOW, DIM)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_segment_equals_its_windows(kind: EmbedderKind) -> None:
+    net = embedder(kind)
+    rows = torch.randn(3, net.context + 9, FEATURES)
+    segment = net.embed_segment(rows)
+    for t in range(9):
+        before = torch.randn(3, WINDOW - 1 - net.context, FEATURES)  # outside the receptive field
+        window = torch.cat((before, rows[:, t: t + net.context + 1]), 1)
+        torch.testing.assert_close(net.embed_window(window), segment[:, t], atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_later_rows_change_nothing_and_the_present_row_counts(kind: EmbedderKind) -> None:
+    net = embedder(kind)
+    rows = torch.randn(2, net.context + 10, FEATURES)
+    changed = rows.clone()
+    changed[:, net.context + 5:] += 3.0
+    first, second = net.embed_segment(rows), net.embed_segment(changed)
+    assert torch.equal(first[:, :5], second[:, :5])
+    assert (first[:, 5] != second[:, 5]).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_receptive_field_is_exactly_the_context(kind: EmbedderKind) -> None:
+    net = embedder(kind)
+    assert net.context + 1 <= WINDOW
+    rows = torch.randn(1, net.context + 6, FEATURES, requires_grad=True)
+    net.embed_segment(rows)[0, 5].sum().backward()
+    touched = rows.grad[0].abs().sum(-1) > 0.0
+    assert touched[5:].all()
+    assert not touched[:5].any()
+
+
+@pytest.mark.parametrize("window", [4, 10, 11, 48, 60, 96])
+def test_the_convolutions_fit_into_every_window(window: int) -> None:
+    net = TCNEmbedder(FEATURES, window, DIM)
+    assert net.context + 1 <= window
+    assert net.embed_window(torch.zeros(2, window, FEATURES)).shape == (2, DIM)
+
+
+def test_a_window_too_short_for_a_convolution_is_refused() -> None:
+    with pytest.raises(ValueError, match="too short"):
+        TCNEmbedder(FEATURES, 3, DIM)
+
+
+def core() -> CoreNet:
+    torch.manual_seed(0)
+    net = CoreNet(Shapes(5, 12, 4, 16, 3), CoreConfig(embed_dim=4, channels=4, hidden=8, critic_hidden=8))
+    with torch.no_grad():
+        net.head.mul_(100.0)
+    return net
+
+
+@torch.no_grad()
+def voter_logits(net: CoreNet, strategic: torch.Tensor, tactical: torch.Tensor) -> torch.Tensor:
+    context = torch.full((2, 3 + 3 + 8), 0.3)
+    embedded = net.embed_windows(strategic, tactical)
+    return net.voter_logits(net.voter_trunk(embedded, net.shared_input(context)), torch.ones(2, 3, 8))
+
+
+def test_each_voter_sees_its_own_matrices_only() -> None:
+    net = core()
+    strategic, tactical = torch.randn(2, 12, 5), torch.randn(2, 16, 4)
+    plain = voter_logits(net, strategic, tactical)
+    other_tactical = voter_logits(net, strategic, tactical + 1.0)
+    other_strategic = voter_logits(net, strategic + 1.0, tactical)
+    assert torch.equal(plain[:, 0], other_tactical[:, 0])
+    assert torch.equal(plain[:, 1], other_strategic[:, 1])
+    assert (plain[:, 1] != other_tactical[:, 1]).any()
+    assert (plain[:, 0] != other_strategic[:, 0]).any()
+    assert (plain[:, 2] != other_tactical[:, 2]).any()
+    assert (plain[:, 2] != other_strategic[:, 2]).any()
+
+
+@torch.no_grad()
+def test_voters_share_one_trunk_and_differ_by_their_one_hot() -> None:
+    net = core()
+    own = torch.randn(2, 4)
+    hidden = net.voter_trunk(own[:, None].expand(2, 3, 4), net.shared_input(torch.zeros(2, 14)))
+    assert (hidden[:, 0] != hidden[:, 1]).any()
+    first = torch.cat((own, torch.zeros(2, 14), torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(2, 4)), -1)
+    literal = torch.tanh(net.trunk_out(torch.tanh(net.trunk_in(first))))
+    torch.testing.assert_close(hidden[:, 1], literal, atol=1e-6, rtol=0.0)
+
+
+@torch.no_grad()
+def test_a_forbidden_action_has_no_probability() -> None:
+    net = core()
+    allowed = torch.tensor([[True, False, True], [True, True, False]])
+    logits = net.execution_logits(torch.randn(2, 1, 8), torch.ones(()), allowed)
+    assert torch.equal(torch.softmax(logits, -1)[:, 0] > 0.0, allowed)
