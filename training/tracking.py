@@ -10,6 +10,7 @@ MLflow is imported when the first run opens, so that configuration and workers d
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import subprocess
@@ -263,8 +264,9 @@ class PhaseRun(_Run):
         if not self._sink.enabled:
             return
         curves = {name: points for name, points in self._history.items() if len(points) > 1}
+        plot = _CurvePlot()
         for name, points in list(curves.items())[:_MAX_CURVES]:
-            self.figure(f"curves/{name.replace('/', '_')}.png", _curve_png(name, points))
+            self.figure(f"curves/{name.replace('/', '_')}.png", plot.png(name, points))
 
     def register_model(self, name: str, directory: Path, alias: str, metrics: Mapping[str, float],
                        description: str) -> str:
@@ -366,20 +368,25 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _curve_png(name: str, points: list[tuple[int, float]]) -> bytes:
-    """One metric over its steps."""
-    import io
+class _CurvePlot:
+    """One small plot, drawn again for every metric: new axes for each would take three times as long."""
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 2.6), dpi=80)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot([step for step, _ in points], [value for _, value in points], color="#0b5fa5", linewidth=1.2)
-    axes.set_title(name, fontsize=9)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.tick_params(labelsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        self._figure = Figure(figsize=(5.0, 2.6), dpi=80)
+        FigureCanvasAgg(self._figure)
+        self._axes = self._figure.add_subplot()
+        self._axes.tick_params(labelsize=7)
+        self._line = self._axes.plot([], [], color="#0b5fa5", linewidth=1.2)[0]
+
+    def png(self, name: str, points: list[tuple[int, float]]) -> bytes:
+        """One metric over its steps."""
+        self._line.set_data([step for step, _ in points], [value for _, value in points])
+        self._axes.relim()
+        self._axes.autoscale_view()
+        self._axes.set_title(name, fontsize=9)
+        buffer = io.BytesIO()
+        self._figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
