@@ -20,7 +20,7 @@ from algospace.instruments import Instrument
 from algospace.types import MINUTE_NS, AnyArray, Bars, FloatArray, IntArray, Ticks
 
 # Source rows per compiled call: bounds the copies made of the input, and is far above the call's overhead.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 _SNAPSHOT_VERSION = 1
 
 
@@ -93,16 +93,16 @@ class FeatureStream:
         return self._history(pipeline.TICKS, 0, (ticks.ts, price, price, price, price, ticks.size, code))
 
     def _event(self, kind: int, event: SourceBar) -> list[FeatureRow]:
-        self._make_room(self._event_rows)
+        self._make_room(self._event_rows, self._event_rows + 1)
         arrays = [np.array([value], dtype) for value, dtype in zip(event, _DTYPES, strict=True)]
         pipeline.run(self._state, self._params, self._out, kind, self._source_width, *arrays)
         return self._emitted()
 
     def _history(self, kind: int, source_width: int, arrays: Sequence[AnyArray]) -> FeatureTable:
-        rows = sum(self._bound_rows(block[0]) for block in _blocks(arrays[:1])) + self._event_rows
-        out = pipeline.new_output(self.config, rows, rows + 1)
-        for block in _blocks(arrays):
-            self._make_room(self._bound_rows(block[0]))
+        bounds = [self._bound_rows(block[0]) for block in _blocks(arrays[:1])]
+        out = pipeline.new_output(self.config, *(sum(column) for column in zip(*bounds, strict=True)))
+        for block, rows in zip(_blocks(arrays), bounds, strict=True):
+            self._make_room(*rows)
             pipeline.run(self._state, self._params, out, kind, source_width, *block)
         return self._table(out)
 
@@ -136,12 +136,18 @@ class FeatureStream:
     def _identity(self) -> dict[str, Any]:
         return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.config.digest()}
 
-    def _make_room(self, rows: int) -> None:
-        self._state = pipeline.with_room(self._state, rows, rows + 1)
+    def _make_room(self, base_rows: int, slow_rows: int) -> None:
+        self._state = pipeline.with_room(self._state, base_rows, slow_rows)
 
-    def _bound_rows(self, ts: IntArray) -> int:
-        end = int(self._state.generator["end"][0])
-        return int(pipeline.bound_rows(end, ts, self._params.width, self._params.max_fill))
+    def _bound_rows(self, ts: IntArray) -> tuple[int, int]:
+        """At least as many base and 30-minute rows as a block at `ts` can emit, wherever the one before ended."""
+        p = self._params
+        # the gap before the block, and the bars that were open before it, may add rows
+        extra = p.max_fill + 2
+        filled_hours = p.max_fill * p.width // p.slow_width + 1
+        base = pipeline.bound_rows(ts, p.width, p.max_fill) + extra
+        slow = pipeline.bound_rows(ts, p.slow_width, filled_hours) + filled_hours + extra
+        return int(base), int(slow)
 
     def _emitted(self) -> list[FeatureRow]:
         out = self._out
@@ -163,11 +169,11 @@ class FeatureStream:
 
     def _table(self, out: pipeline.Output) -> FeatureTable:
         n, m = (int(size) for size in out.size)
-        slow = out.slow[:, :m].copy()
         return FeatureTable(
             self.instrument.symbol, out.ts_close[:n], out.filled[:n], out.contract[:n],
-            {name: out.base[c, :n] for c, name in enumerate(self.base_columns)}, out.ts_close_30m[:m].copy(),
-            {name: slow[c] for c, name in enumerate(self.slow_columns)}, out.row_30m[:n], self.config.digest(),
+            {name: out.base[c, :n] for c, name in enumerate(self.base_columns)}, out.ts_close_30m[:m],
+            {name: out.slow[c, :m] for c, name in enumerate(self.slow_columns)}, out.row_30m[:n],
+            self.config.digest(),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from algospace.features.config import MlmiConfig
 from algospace.features.smoothing import RSI_STATE, crossing, rsi_update, window_push, window_view, wma
-from algospace.types import AnyArray, FloatArray
+from algospace.types import AnyArray, FloatArray, IntArray
 
 SLOW_PERIOD, QUICK_PERIOD = 20, 5
 _CELLS = 40
@@ -23,6 +23,7 @@ _CELLS_PER_UNIT = _CELLS / 100.0
 _NO_CHUNK = -1
 # The k-th distance is first sought within this share of the last one; a miss is noticed and searched in full.
 _GUESS = 0.25
+_BUCKETS = 64
 # Rounding of bound and squared distances is far below this share; it only widens the search.
 _SLACK = 1e-9
 
@@ -60,6 +61,7 @@ class MlmiState(NamedTuple):
     distances: FloatArray
     near_labels: AnyArray
     selection: FloatArray
+    histogram: IntArray
 
 
 def init_state(config: MlmiConfig, capacity: int = 256) -> MlmiState:
@@ -78,7 +80,7 @@ def init_state(config: MlmiConfig, capacity: int = 256) -> MlmiState:
     return MlmiState(
         scalars, np.zeros(2, RSI_STATE), np.zeros(2 * SLOW_PERIOD), np.zeros(2 * config.window),
         np.zeros(2 * config.window), np.zeros(2 * SLOW_PERIOD), points, cells, counts, np.zeros_like(counts),
-        np.zeros(capacity), np.zeros(capacity, np.int8), np.zeros(capacity),
+        np.zeros(capacity), np.zeros(capacity, np.int8), np.zeros(capacity), np.zeros(_BUCKETS, np.int64),
     )  # fmt: skip
 
 
@@ -191,12 +193,9 @@ def _predict(state: Any, s: Any, k: int, x: float, y: float) -> int:
     within, found, total = _gather(state, x, y, inner, outer)
     if within >= k or within + found < k:
         within, found, total = _gather(state, x, y, -1.0, safe)
+    kth = _kth_smallest(state.distances, found, k - within, state.selection, state.histogram)
     for i in range(found):
-        state.selection[i] = state.distances[i]
-    kth = _kth_smallest(state.selection, found, k - within)
-    for i in range(found):
-        if state.distances[i] <= kth:
-            total += state.near_labels[i]
+        total += int(state.distances[i] <= kth) * state.near_labels[i]
     s.radius = np.sqrt(kth)
     s.x = x
     s.y = y
@@ -254,8 +253,36 @@ def _edge_distances(cell: int, value: float) -> tuple[float, float]:
 
 
 @nb.njit(cache=True)
-def _kth_smallest(values: FloatArray, n: int, k: int) -> float:
-    """Quickselect (Hoare 1961) in place: the k-th smallest, k from 1, of values[:n]."""
+def _kth_smallest(values: FloatArray, n: int, k: int, selection: FloatArray, histogram: IntArray) -> float:
+    """The k-th smallest, k from 1, of values[:n].
+
+    The bucket of a value never falls as the value grows, so the k-th lies in the bucket where the count reaches k;
+    only that bucket, a few values, is ranked.
+    """
+    low, high = np.inf, -np.inf
+    for i in range(n):
+        low = min(low, values[i])
+        high = max(high, values[i])
+    if not high > low:
+        return low
+    scale = (_BUCKETS - 1) / (high - low)
+    histogram[:] = 0
+    for i in range(n):
+        histogram[int((values[i] - low) * scale)] += 1
+    bucket, before = 0, 0
+    while before + histogram[bucket] < k:
+        before += histogram[bucket]
+        bucket += 1
+    found = 0
+    for i in range(n):
+        selection[found] = values[i]
+        found += int(int((values[i] - low) * scale) == bucket)
+    return float(_quickselect(selection, found, k - before))
+
+
+@nb.njit(cache=True)
+def _quickselect(values: FloatArray, n: int, k: int) -> float:
+    """Hoare's selection (1961), in place: the k-th smallest, k from 1, of values[:n]."""
     target, low, high = k - 1, 0, n - 1
     while low < high:
         pivot = values[(low + high) // 2]

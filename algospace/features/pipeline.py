@@ -247,14 +247,14 @@ def run(
 
 
 @nb.njit(cache=True)
-def bound_rows(end: int, ts: IntArray, width: int, max_fill: int) -> int:
-    """How many base rows events at `ts` can emit at most, after a last row that ended at `end`."""
-    rows = 2  # the bar open before the first event, and the last event's own
-    last = end
+def bound_rows(ts: IntArray, width: int, max_fill: int) -> int:
+    """How many bars of `width` events at `ts` touch, with gaps of up to `max_fill` bars between them filled."""
+    rows = 0
+    last = bars.NEVER
     for i in range(ts.size):
         start = ts[i] - ts[i] % width
         if start >= last:
-            missing = (start - last) // width if last != bars.NEVER else 0
+            missing = (start - last) // width if rows > 0 else 0
             rows += 1 + (missing if missing <= max_fill else 0)
             last = start + width
     return rows

@@ -136,6 +136,20 @@ def test_wider_source_bars_give_the_same_table(steps, seed):
         np.testing.assert_array_equal(column, fine.base[name][: len(again)], err_msg=name)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, min_size=3, max_size=300), st.integers(1, 299), st.sampled_from([1, 5, 30]))
+def test_there_is_room_for_every_row_a_block_can_emit(steps, cut, width):
+    """Compiled code writes without bounds checks, so the room is computed before each block."""
+    bars = random_bars(steps, 0)
+    cut = min(cut, len(bars) - 1)
+    stream = FeatureStream(NQ, FeatureConfig(regime=False, base_minutes=width))
+    for block in (bars.slice(0, cut), bars.slice(cut, len(bars))):
+        base_room, slow_room = stream._bound_rows(block.ts_open)
+        table = stream.extend(block)
+        assert len(table) <= base_room
+        assert len(table.ts_close_30m) <= slow_room
+
+
 def ticks_of(bars: Bars) -> Ticks:
     """Open, low, high, close of each bar as four ticks."""
     ts = (bars.ts_open[:, None] + np.array([0, 1, 2, 3]) * 10**9).ravel()
