@@ -29,7 +29,7 @@ _MASKED_LOGIT = -1e9
 
 
 class StockAgentModule(TorchRLModule, ValueFunctionAPI):
-    """One agent as an ordinary RLModule: embedders, trunk and critic of CoreNet's sizes, embedded once per pass."""
+    """One agent as an ordinary RLModule: embedders, trunk and critic of CoreNet's sizes, one pass per batch."""
 
     def setup(self) -> None:
         """RLlib's constructor hook."""
