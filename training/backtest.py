@@ -66,4 +66,5 @@ def backtest_bars(bundle: Bundle, source: Path, out: Path, start: str | None = N
     last = len(table) if stop is None else int(np.searchsorted(table.ts_close, nanoseconds(stop)))
     if last - first < 2:
         raise ConfigError(f"{source}: no rows to trade between {start or 'the start'} and {stop or 'the end'}")
-    return backtest(bundle, table, first, last, out, title=f"{bundle.manifest.instrument}: {source.name}", seed=seed)
+    title = f"{bundle.manifest.instrument}: {source.name}"
+    return backtest(bundle, table, first, last, out, title=title, seed=seed)

@@ -60,7 +60,8 @@ def _write(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path,
         calibration=calibration, env=config.core.env, risk_env=config.mrms.env,
         risk_unit=risk_unit_of(table, instrument(config.market.instrument), config.core.env, dataset.train.start,
                                dataset.train.stop),
-        features=config.features, config_hash=config.digest(), data_hash=dataset.data_hash, git_commit=git_commit(),
+        features=config.features, config_hash=config.digest(), data_hash=dataset.data_hash,
+        git_commit=git_commit(),
         metrics={name: float(value) for name, value in core.metrics.items()})
     return write_bundle(out, spec, table.schema, core_net, risk_net, load_regime(run_dir))
 

@@ -103,7 +103,7 @@ def export(
     from training.dataset import open_dataset
 
     if backend != "onnx":
-        raise ConfigError(f"--backend '{backend}': only 'onnx' can be exported so far (see \"Not yet\" in the README)")
+        raise ConfigError(f"--backend '{backend}': only 'onnx' can be exported so far (README, \"Not yet\")")
     if (checkpoint is None) == (run is None):
         raise ConfigError("give exactly one of --checkpoint and --run")
     folder = checkpoint if checkpoint is not None else _find_run(str(run))

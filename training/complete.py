@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from algospace.files import write_json
+from algospace.instruments import instrument
 from algospace.types import AnyArray
 from serving.bundle import Bundle
 from training.backtest import backtest
@@ -19,6 +21,7 @@ from training.dataset import Dataset, Split
 from training.experts import load_regime, regime_columns
 from training.pipeline import PipelineResult
 from training.supervised import fit_supervised, positions
+from training.tracking import Tracker
 from training.unit_evaluation import evaluate_units
 
 
@@ -51,7 +54,28 @@ def complete_run(config: RunConfig, result: PipelineResult, console: Console) ->
     started = time.perf_counter()
     report = _full_run(config, run_dir, dataset, bundle, gate, unit, console)
     seconds["backtest"] = time.perf_counter() - started
+    _track(config, result, bundle, unit, report)
     return CompletedRun(bundle, unit, report, run_dir / "report" / "report.html", seconds)
+
+
+def _track(config: RunConfig, result: PipelineResult, bundle: Bundle, unit: dict[str, Any] | None,
+           report: dict[str, Any]) -> None:
+    """The backtest as a child run of the pipeline's: figures, report, and the bundle as a registered model."""
+    run_dir = result.run_dir
+    figures = {name: float(value) for name, value in report["policy"].items() if isinstance(value, int | float)}
+    if unit is not None:
+        figures |= {f"unit/{name}": float(value) for name, value in unit["policy"].items()}
+        if unit["fraction_of_limit"] is not None:
+            figures["unit/fraction_of_limit"] = float(unit["fraction_of_limit"])
+    with Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"), config.digest(),
+                      parent_run_id=result.mlflow_run_id or None) as tracker:
+        tags = {"phase": "backtest", "data_hash": result.dataset.data_hash, "bundle": bundle.id}
+        with tracker.child("backtest", {}, tags) as run:
+            run.metrics(0, figures)
+            for name in ("report.html", "report.json"):
+                run.artifact(run_dir / "report" / name)
+            run.register_model("algospace-bundle", bundle.directory, "candidate", figures,
+                               f"{config.name}, bundle {bundle.id[:12]}")
 
 
 def has_limit(dataset: Dataset) -> bool:
@@ -83,8 +107,13 @@ def _supervised(config: RunConfig, run_dir: Path, dataset: Dataset, test: Split,
         return None
     train = dataset.train.market()
     net = load_regime(run_dir)
-    model = fit_supervised(train, regime_columns(net, train, mirror=False)[0], dataset.train.start,
-                           dataset.train.stop, config.seed, max_rows=config.backtest.supervised_rows)
+    start, end = dataset.train.start, dataset.train.stop
+    spec, env = instrument(config.market.instrument), config.core.env
+    commission = spec.commission if env.commission is None else env.commission
+    side = env.slippage_ticks * spec.tick_size + commission / spec.multiplier
+    model = fit_supervised(train, regime_columns(net, train, mirror=False)[0], start, end, config.seed,
+                           max_rows=config.backtest.supervised_rows,
+                           cost=side / float(np.median(train.close[start:end])))
     table = test.market()
     vectors = regime_columns(net, table, mirror=False)[0]
     return positions(model, table, test.start, stop, vectors)[test.start: stop]

@@ -101,7 +101,7 @@ def decision_request(bundle: Bundle, inputs: DecisionInputs) -> dict[str, Any]:
 def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, Any],
              seconds: dict[str, float]) -> dict[str, Any]:
     unit = done.unit
-    full_run = done.report["metrics"]["policy"]
+    full_run = done.report["policy"]
     policy = {**unit["policy"], "net_pnl": full_run["net_pnl"]}
     return {
         "phases": {name: phase["metrics"] for name, phase in phases.items()},

@@ -78,4 +78,10 @@ def _evaluate(run_dir: Path, split: Split, seed: int) -> dict[str, Any]:
     verdict = require_no_leak(scores["policy"], scores["bayes_limit"], "the policy")
     return {"seed": split.seed, "scores": scores, "bars": scores["policy"].bars,
             "fraction": fraction_of_limit(scores["policy"], scores["bayes_limit"]),
-            "leak": {"above_limit_se": verdict.above_limit_se, "disagreement_se": verdict.disagreement_se}}
+            "leak": {"above_limit_se": _finite(verdict.above_limit_se),
+                     "disagreement_se": _finite(verdict.disagreement_se)}}
+
+
+def _finite(value: float) -> float | None:
+    """None where a policy that never trades has no noise to measure a gap by."""
+    return value if np.isfinite(value) else None
