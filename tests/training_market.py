@@ -41,10 +41,10 @@ class MarketOnDisk:
         """A small core team; `env` and `net` are changes of the defaults."""
         net = {"embed_dim": 4, "channels": 4, "hidden": 8, "critic_hidden": 8, "pass_bias": 0.0}
         env = {"mechanics": "unit", "episode_bars": 32, **changes.pop("env", {})}
-        config = CoreEnvConfig(**env)
-        return {"kind": "core", **self._data(), "net": CoreConfig(**{**net, **changes.pop("net", {})}).model_dump(),
-                "env": config.model_dump(),
-                "risk_unit": risk_unit_of(self.table, instrument("SYNTH"), config, self.start, self.stop), **changes}
+        config, sizes = CoreEnvConfig(**env), CoreConfig(**{**net, **changes.pop("net", {})})
+        unit = risk_unit_of(self.table, instrument("SYNTH"), config, self.start, self.stop)
+        return {"kind": "core", **self._data(), "net": sizes.model_dump(), "env": config.model_dump(),
+                "risk_unit": unit, **changes}
 
     def risk_spec(self, **changes: Any) -> dict[str, Any]:
         """A small risk team."""
