@@ -39,9 +39,9 @@ def serve(
         settings = settings.model_copy(update={"replicas": replicas})
     token, made_up = resolve_token(token_file)
     stop = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: stop.set())
     with start_service(bundle, token, port, settings) as service:
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, lambda *_: stop.set())
         if as_json:
             ready = {"url": service.url, "model": service.model} | ({"token": token} if made_up else {})
             typer.echo(json.dumps(ready))

@@ -20,10 +20,10 @@ class _Strict(BaseModel):
 
 
 class LowVolumeNode(_Strict):
-    """The nearest node: signed distance in points from the close, strength 0..100."""
+    """The nearest node: signed distance in points from the close, and its strength (0..100, as read back)."""
 
     distance: float
-    strength: float = Field(ge=0, le=100)
+    strength: float
 
 
 class MarketIn(_Strict):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from algospace.cli import main
 from algospace.errors import BundleError, SchemaError
 from algospace.files import sha256_file
 from serving.bundle import MANIFEST, MANIFEST_HASH, load_bundle, network_shapes, write_bundle
@@ -106,3 +108,25 @@ def test_networks_of_another_schema_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="the core was built for"):
         write_bundle(tmp_path / "bad", spec, full_schema(), core, risk, regime)
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--bundle", "absent"], "absent: not a bundle directory"),
+    (["--bundle", "{damaged}"], "vote.onnx does not match its checksum"),
+    (["--bundle", "{good}", "--config", "absent.yaml"], "no such configuration file"),
+    (["--bundle", "{good}", "--token-file", "absent"], "cannot read a token"),
+])
+def test_bad_usage_of_serve_is_one_line_and_exit_code_2(
+        written: Path, copy: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    graph = bytearray((copy / "vote.onnx").read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (copy / "vote.onnx").write_bytes(bytes(graph))
+    monkeypatch.setattr(sys, "argv", ["algospace", "serve",
+                                      *(a.format(good=written, damaged=copy) for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
