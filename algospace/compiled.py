@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-_PACKAGES = ("algospace", "envs", "agents", "training/mappo")
+_PACKAGES = ("algospace", "envs", "agents", "training")
 _KEPT_VERSIONS = 3
 
 

@@ -6,6 +6,7 @@ Ray and Serve read their switches when they are first imported, so this module i
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ APPLICATION = "algospace"
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
 _LONGEST_SCRATCH = 26
+_REPLICA_PORTS = 64
+_REPLICA_PORT_RANGE = (10_240, 32_768)
 
 
 class ServeSettings(FrozenConfig):
@@ -47,8 +50,12 @@ class ServeSettings(FrozenConfig):
 
 
 def serve_environment(scratch: Path) -> dict[str, str]:
-    """Environment of every Ray process of a service; HAProxy's files and side ports are its own, so that several
-    services can run on one machine."""
+    """Environment of every Ray process of a service.
+
+    Files and ports are its own: Serve's replicas share ports between clusters of one machine (SO_REUSEPORT), and
+    requests to one service would be answered by another.
+    """
+    first = free_ports(_REPLICA_PORTS)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -62,6 +69,8 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -84,6 +93,17 @@ def free_port() -> int:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` neighbouring ports, below the ephemeral ones, that nobody listens on now."""
+    blocks = list(range(*_REPLICA_PORT_RANGE, count))
+    random.SystemRandom().shuffle(blocks)  # two services that start together should not meet
+    for first in blocks:
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    raise InternalError(f"no {count} neighbouring free ports between {_REPLICA_PORT_RANGE[0]} and "
+                        f"{_REPLICA_PORT_RANGE[1]}")
 
 
 class RunningService:

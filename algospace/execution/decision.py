@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a decision is what it is. Only EXECUTE and CLOSE become orders."""
 
     EXECUTE = "EXECUTE"

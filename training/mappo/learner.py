@@ -116,8 +116,8 @@ class MAPPOLearner(PPOTorchLearner):
         optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
         actor = torch.nn.utils.clip_grad_norm_(self._actor, settings.grad_clip, foreach=True)
-        torch.nn.utils.clip_grad_norm_(self._critic, settings.grad_clip, foreach=True)
-        if not torch.isfinite(actor):
+        critic = torch.nn.utils.clip_grad_norm_(self._critic, settings.grad_clip, foreach=True)
+        if not torch.isfinite(actor + critic):
             raise FloatingPointError(f"the gradient of the loss is not finite (loss parts {parts}); "
                                      f"the last checkpoint is intact: lower the learning rate and resume")
         optimizer.step()

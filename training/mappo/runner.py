@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
@@ -43,7 +44,7 @@ class TeamRunner(EnvRunner, Checkpointable):
         if weights is not None:
             self.module.load_state_dict(weights)
         sampler = self._samplers.get(shard)
-        if sampler is None:
+        if sampler is None or env_state is None:  # a run's first segment starts from fresh environments
             sampler = self._samplers[shard] = TEAMS[self.spec["kind"]].sampler(self.module, self.spec, shard)
         if env_state is not None:
             sampler.env.set_state(env_state)
@@ -74,9 +75,10 @@ class TeamRunner(EnvRunner, Checkpointable):
         """Nothing of its own: weights belong to the learner, environment states to the driver."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Weights, if RLlib sends them."""
-        weights = state.get("rl_module", {}).get(MODULE_ID)
+    def set_state(self, state: dict[str, Any] | ray.ObjectRef[Any]) -> None:
+        """Weights, if RLlib sends them, by value or by reference."""
+        values = ray.get(state) if isinstance(state, ray.ObjectRef) else state
+        weights = values.get("rl_module", {}).get(MODULE_ID)
         if weights:
             self.module.set_state(weights)
 
