@@ -6,6 +6,7 @@ millisecond, and the decider's scratch memory is not for several threads.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any
@@ -75,6 +76,12 @@ class Service:
         self.last_ns = time.time_ns()
         answer = DecideResponse.of(decision, self.bundle.id, trace_id, latency_ms)
         return Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, _JSON)
+
+    def answer(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, decoded body) of a request given as values."""
+        response = self.decide(json.dumps(request).encode())
+        decoded: dict[str, Any] = json.loads(bytes(response.body))
+        return response.status_code, decoded
 
     def _inputs(self, request: DecideRequest) -> DecisionInputs:
         expected = self.bundle.manifest.schema_hash

@@ -5,6 +5,7 @@ Ray and Serve read their switches when they are first imported, so this module i
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -208,6 +209,7 @@ def _deploy(bundle_dir: Path, digest: bytes, port: int, settings: ServeSettings)
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
     serve.run(build_application(bundle_dir, digest, settings), name=APPLICATION, route_prefix="/",

@@ -16,6 +16,7 @@ from serving.app import AppSettings, create_app
 from serving.auth import resolve_token, token_digest
 from serving.bundle import Bundle
 from serving.client import request_of
+from serving.deployment import serve_environment
 from serving.policy import BundlePolicy
 from tests.serving_market import accounts, random_bundle, rows, serving_table
 
@@ -215,3 +216,10 @@ def test_tokens(tmp_path: Path) -> None:
         resolve_token(None, {"ALGOSPACE_TOKEN": "short"})
     with pytest.raises(ConfigError, match="cannot read a token"):
         resolve_token(tmp_path / "absent")
+
+
+def test_services_on_one_machine_share_nothing(tmp_path: Path) -> None:
+    ours, theirs = (serve_environment(tmp_path / name) for name in "ab")
+    ports = [int(value) for values in (ours, theirs) for name, value in values.items() if name.endswith("_PORT")]
+    assert len(set(ports)) == len(ports) == 8
+    assert not {v for n, v in ours.items() if n.endswith(("_LOC", "_PATH", "_FILE"))} & set(theirs.values())
