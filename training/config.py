@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from datetime import date
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from agents.core import CoreConfig
 from agents.gate import GateConfig
@@ -19,6 +20,14 @@ from training.tracking import TrackingConfig
 
 Phase = Literal["rde", "mrms", "core"]
 PHASES: tuple[Phase, ...] = ("rde", "mrms", "core")
+
+
+def _as_text(value: object) -> object:
+    """YAML reads an unquoted date as one; it stays text here."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+IsoDate = Annotated[str, BeforeValidator(_as_text)]
 
 
 class SyntheticMarketConfig(FrozenConfig):
@@ -47,10 +56,10 @@ class FileMarketConfig(FrozenConfig):
     """
 
     path: str
-    start: str | None = None
-    train_until: str
-    validation_until: str
-    test_until: str | None = None
+    start: IsoDate | None = None
+    train_until: IsoDate
+    validation_until: IsoDate
+    test_until: IsoDate | None = None
 
 
 class MarketConfig(FrozenConfig):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from algospace.features import FeatureTable, build
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import Normaliser, assemble
 from algospace.features.matrix_schema import MatrixSchema
-from algospace.files import atomic_path, write_json
+from algospace.files import atomic_directory, atomic_path, write_json
 from algospace.instruments import Instrument, instrument
 from algospace.marketdata import read_source
 from algospace.marketdata.synthetic import SyntheticTruth, generate, scenario_named
@@ -81,15 +80,14 @@ def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
     if manifest.is_file() and json.loads(manifest.read_text())["hash"] == digest:
         say(f"data: reusing {folder} (same data and configuration)")
         return _open_tables(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if config.market.synthetic is not None:
-        splits = _synthetic_tables(config, config.market.synthetic, folder, say)
-    else:
-        assert config.market.file is not None
-        assert bars is not None
-        splits = _file_table(config, config.market.file, bars, folder, say)
-    write_json(manifest, {"hash": digest, "splits": splits})
+    with atomic_directory(folder) as part:
+        if config.market.synthetic is not None:
+            splits = _synthetic_tables(config, config.market.synthetic, part, say)
+        else:
+            assert config.market.file is not None
+            assert bars is not None
+            splits = _file_table(config, config.market.file, bars, part, say)
+        write_json(part / _MANIFEST, {"hash": digest, "splits": splits})
     return _open_tables(folder)
 
 

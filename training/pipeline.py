@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -56,6 +57,7 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # RLlib's advice to its developers is not for our users
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:
@@ -90,10 +92,9 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     if unknown:
         raise ConfigError(f"unknown phase '{unknown[0]}'; known: {', '.join(PHASES)}")
     torch.set_num_threads(config.torch_threads)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     started = time.perf_counter()
     dataset = prepare_dataset(config, run_dir, console.print)
+    write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     seconds = {"data": time.perf_counter() - started}
     tracker = Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
                            config.digest(), parent_run_id=_known_parent(run_dir))

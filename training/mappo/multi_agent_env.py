@@ -44,7 +44,7 @@ class CoreMultiAgentEnv(MultiAgentEnv):  # type: ignore[misc]  # RLlib is untype
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.metadata = {"render_modes": []}
+        self.metadata: dict[str, Any] = {"render_modes": []}
         self.render_mode = None
         table, proposals, vectors = _open(config)
         start, stop = int(config.get("start", table.first_decision)), int(config.get("stop", len(table) - 1))
