@@ -1,7 +1,7 @@
 """The peer of benchmarks.training: RLlib's stock PPO with our embedders in ordinary RLModules, one per agent.
 
-Default EnvRunner, connectors and Learner. One module per agent is the faster of the stock set-ups: a shared one
-would need the union of all observations for every agent, windows of both time frames included.
+Default EnvRunner, connectors and Learner. One module per agent, because a shared one would need the union of all
+observations for every agent: both windows to copy and embed four times instead of twice.
 """
 
 from __future__ import annotations

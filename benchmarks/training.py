@@ -49,9 +49,9 @@ SETTINGS = MAPPOSettings(gae_lambda=0.5, learning_rate=Ramp(start=3e-3, end=3e-4
                          entropy=Ramp(start=0.02, end=0.0))
 """The quickstart's core phase: 256 segments of 128 decisions, 2 epochs of 8 minibatches."""
 STOCK_BATCH = 4_096
-STOCK_CHOICE = (16, 512)
+STOCK_CHOICE = (64, 512)
 """(environments per runner, minibatch rows): the best that `--tune` found for the peer."""
-STOCK_CHOICES = ((4, 512), (16, 512), (64, 512), (16, 128), (16, 2_048))
+STOCK_CHOICES = ((16, 128), (16, 512), (64, 512), (64, 2_048), (256, 512))
 
 
 class Rate(NamedTuple):
