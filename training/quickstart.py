@@ -3,12 +3,9 @@ one decision over HTTP. Everything is written below one folder; no process is le
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import secrets
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ import configs
 from algospace.config import load_config
 from algospace.files import write_json
 from serving.bundle import Bundle
-from serving.decider import DecisionInputs, account_record
+from serving.client import ask, request_of
+from serving.decider import account_record
 from serving.policy import BundlePolicy
 from training.config import RunConfig
 from training.dataset import Split
@@ -62,40 +60,16 @@ def decide_over_http(bundle: Bundle, split: Split) -> dict[str, Any]:
     account = account_record(equity=bundle.manifest.env.initial_equity, day=float(table.day[row]),
                              day_start=bundle.manifest.env.initial_equity, mark=float(table.close[row]),
                              peak=bundle.manifest.env.initial_equity)
-    body = json.dumps(decision_request(bundle, policy.inputs(row, account))).encode()
+    body = request_of(bundle, policy.inputs(row, account))
+    latencies = []
     with start_service(bundle.directory, secrets.token_urlsafe(24)) as service:
-        request = urllib.request.Request(
-            f"{service.url}/v1/decide", data=body, method="POST",
-            headers={"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"})
-        latencies = []
         for _ in range(_DECISION_CALLS):
             begun = time.perf_counter()
-            with urllib.request.urlopen(request, timeout=30) as response:
-                answer = dict(json.load(response))
+            answer = ask(service.url, service.token, body)
             latencies.append(1e3 * (time.perf_counter() - begun))
     return {"verdict": answer["verdict"], "confidence": answer["confidence"], "reason": answer["reason"],
             "direction": answer["direction"], "votes": answer["votes"], "model": answer["model"],
             "latency_ms": float(np.median(latencies)), "bar": str(np.datetime64(int(table.ts_close[row]), "ns"))}
-
-
-def decision_request(bundle: Bundle, inputs: DecisionInputs) -> dict[str, Any]:
-    """The body of POST /v1/decide for complete inputs."""
-    account, market = inputs.account, inputs.market
-    regime = {"regime": inputs.regime.tolist()} if inputs.regime.ndim == 1 else {
-        "regime_window": inputs.regime.tolist()}
-    node = None if math.isnan(market.lvn[0]) else {"distance": market.lvn[0], "strength": market.lvn[1]}
-    levels = {name: None if math.isnan(float(account[name])) else float(account[name])
-              for name in ("stop", "target")}
-    return {
-        "schema_hash": bundle.schema.digest(), "strategic": inputs.strategic.tolist(),
-        "tactical": inputs.tactical.tolist(), **regime, "synergy": market.synergy.tolist(),
-        "market": {"close": market.close, "atr": market.atr, "hour_sin": market.clock[0],
-                   "hour_cos": market.clock[1], "low_volume_node": node},
-        "account": {"position": float(account["position"]), "entry": float(account["entry"]), **levels,
-                    "equity": float(account["equity"]), "day_start": float(account["day_start"]),
-                    "bars_in_trade": int(account["bars_in_trade"])},
-        "seed": inputs.seed,
-    }
 
 
 def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, Any],
