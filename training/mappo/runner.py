@@ -75,12 +75,13 @@ class TeamRunner(EnvRunner, Checkpointable):
         """Nothing of its own: weights belong to the learner, environment states to the driver."""
         return {}
 
-    def set_state(self, state: dict[str, Any] | ray.ObjectRef[Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Weights, if RLlib sends them, by value or by reference."""
-        values = ray.get(state) if isinstance(state, ray.ObjectRef) else state
-        weights = values.get("rl_module", {}).get(MODULE_ID)
-        if weights:
-            self.module.set_state(weights)
+        modules = state.get("rl_module", {})
+        if isinstance(modules, ray.ObjectRef):
+            modules = ray.get(modules)
+        if modules.get(MODULE_ID):
+            self.module.set_state(modules[MODULE_ID])
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How to build this runner again."""
