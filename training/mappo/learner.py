@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from algospace.seeding import stream_key
 from training.mappo.loss import LossParts, mappo_loss, standardise
+from training.mappo.memory import keep_freed_memory
 from training.mappo.module import MODULE_ID, TeamModule
 from training.mappo.settings import MAPPOSettings
 
@@ -31,6 +32,7 @@ class MAPPOLearner(PPOTorchLearner):
         """RLlib's build, then our thread count and settings."""
         self.settings = MAPPOSettings(**self.config.settings)
         torch.set_num_threads(self.settings.torch_threads)
+        keep_freed_memory()
         super().build()
         module = self.team_module()
         named = list(module.named_parameters())
@@ -74,18 +76,23 @@ class MAPPOLearner(PPOTorchLearner):
         norm = self.team_module().value_norm
         alive = data["alive"]
         targets = data["value_targets"][alive]
-        moments = self._mean_over_learners(torch.stack((targets.mean(), (targets * targets).mean())))
+        moments = self._moments(targets)
         data["values"] = norm.normalise(data["values"])
         norm.update(moments[0], moments[1])
         data["value_targets"] = norm.normalise(data["value_targets"])
         acting = data["valid"].any(-1)
         if self.distributed:
-            kept = data["advantages"][acting]
-            stats = self._mean_over_learners(torch.stack((kept.mean(), (kept * kept).mean())))
+            stats = self._moments(data["advantages"][acting])
             deviation = (stats[1] - stats[0] ** 2).clamp(min=1e-12).sqrt()
             data["advantages"] = torch.where(acting, (data["advantages"] - stats[0]) / (deviation + 1e-8), 0.0)
         else:
             data["advantages"] = standardise(data["advantages"], acting)
+
+    def _moments(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean and mean square (2,) over all learners' values, which may differ in number."""
+        count = torch.tensor(float(x.numel()), device=x.device)
+        sums = self._mean_over_learners(torch.stack((x.sum(), (x * x).sum(), count)))
+        return sums[:2] / sums[2]
 
     def _mean_over_learners(self, x: torch.Tensor) -> torch.Tensor:
         if self.distributed:
@@ -105,13 +112,14 @@ class MAPPOLearner(PPOTorchLearner):
     def _minibatch(self, data: dict[str, torch.Tensor], progress: float) -> LossParts:
         """One gradient step."""
         settings = self.settings
+        counts = self._mean_over_learners(torch.stack((data["valid"].sum(), data["alive"].sum())).float())
         out = self.module[MODULE_ID].forward_train(data)
         parts = mappo_loss(
             logits=out["logits"], values=out["values"], actions=data["actions"], log_p_old=data["log_p"],
             valid=data["valid"], advantages=data["advantages"], value_targets=data["value_targets"],
             values_old=data["values"], decided=data["alive"], clip_param=settings.clip_param,
             value_clip=settings.value_clip, huber_delta=settings.huber_delta,
-            entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff)
+            entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff, counts=counts)
         (optimizer,) = self._named_optimizers.values()
         optimizer.zero_grad(set_to_none=True)
         parts.total.backward()

@@ -36,13 +36,15 @@ def policy_terms(logits: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Ten
 def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,
                valid: torch.Tensor, advantages: torch.Tensor, value_targets: torch.Tensor,
                values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float,
-               huber_delta: float, entropy_coeff: float, value_coeff: float) -> LossParts:
+               huber_delta: float, entropy_coeff: float, value_coeff: float,
+               counts: torch.Tensor | None = None) -> LossParts:
     """logits (B, T, A, n); actions, log_p_old, valid (B, T, A); the rest (B, T). Values are normalised.
 
     Ratios are clipped per agent, terms averaged over the agents' valid decisions, values over `decided` rows.
+    `counts` (2,) replaces both numbers, where several learners share a minibatch and average their gradients.
     """
-    weight = valid.to(logits.dtype)
-    count = weight.sum().clamp(min=1.0)
+    weight, rows = valid.to(logits.dtype), decided.to(values.dtype)
+    count, row_count = (torch.stack((weight.sum(), rows.sum())) if counts is None else counts).clamp(min=1.0)
     log_p, entropy = policy_terms(logits, actions)
     log_ratio = torch.where(valid, log_p - log_p_old, 0.0)
     ratio = log_ratio.exp()
@@ -51,10 +53,9 @@ def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Ten
     policy = -(surrogate * weight).sum() / count
     mean_entropy = (entropy * weight).sum() / count
 
-    rows = decided.to(values.dtype)
     clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
     error = torch.maximum(huber(values - value_targets, huber_delta), huber(clipped - value_targets, huber_delta))
-    value = (error * rows).sum() / rows.sum().clamp(min=1.0)
+    value = (error * rows).sum() / row_count
 
     with torch.no_grad():
         kl = ((ratio - 1.0 - log_ratio) * weight).sum() / count
