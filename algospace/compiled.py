@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 _PACKAGES = ("algospace", "envs", "agents", "training")
-_KEPT_VERSIONS = 3
+_KEPT_VERSIONS = 8
 
 
 def use_versioned_cache() -> None:
@@ -41,7 +41,7 @@ def _source_hash(root: Path) -> str:
         for path in sorted((root / package).rglob("*.py")):
             content = path.read_bytes()
             if b"njit" in content or b"intrinsic" in content:
-                digest.update(str(path).encode() + b"\0" + content)
+                digest.update(str(path.relative_to(root)).encode() + b"\0" + content)
     return digest.hexdigest()[:20]
 
 

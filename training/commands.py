@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,10 +43,14 @@ def train(
     resolved = load_config(RunConfig, config, overrides or [])
     folder = run_dir or RUNS / resolved.name
     names = tuple(name.strip() for name in phases.split(",") if name.strip())
+    if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        console.print(f"this job writes to {folder.resolve()} on its node; choose with --run-dir")
     result = run_pipeline(resolved, folder, names, console)
     summary: dict[str, Any] = {"run_dir": str(folder), "mlflow_run_id": result.mlflow_run_id,
                                "phases": {name: phase["metrics"] for name, phase in result.phases.items()}}
-    if "core" in names and len(PHASES) and _finished(folder, PHASES):
+    if not _finished(folder, PHASES):
+        console.print(f"no bundle yet: it needs all of {', '.join(PHASES)}; finished phases are in {folder}")
+    else:
         done = complete_run(resolved, result, console)
         summary |= {"bundle": str(done.bundle.directory), "unit": done.unit, "report": str(done.report_path)}
         console.print(f"report: {done.report_path}")

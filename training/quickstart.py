@@ -82,6 +82,7 @@ def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, A
         "backtest": {"policy": policy, "baselines": unit["baselines"], "bayes_limit": unit["bayes_limit"],
                      "fraction_of_limit": unit["fraction_of_limit"], "fractions": unit["fractions"],
                      "bars": unit["bars"], "full_run": full_run},
+        "gate": {name: value for name, value in done.report["gate"].items() if not isinstance(value, dict)},
         "bundle": str(done.bundle.directory), "decision": decision, "seconds": seconds,
     }
 
@@ -97,6 +98,10 @@ def _print(console: Console, summary: dict[str, Any], run_dir: Path, report: Pat
         table.add_row(name, f"{figures['score']:.3f}", f"{figures['score'] / limit['score']:.0%}",
                       f"{figures['exposure']:.0%}", f"{figures['trades']:,.0f}")
     console.print(table)
+    full_run, gate = backtest["full_run"], summary["gate"]
+    promise = "kept on validation" if gate["promise_kept"] else "kept by no threshold, so nothing passes"
+    console.print(f"full run (brackets, M-RMS, gate): {full_run['trades']} trades, net {full_run['net_pnl']:,.0f} "
+                  f"USD; gate threshold {gate['threshold']:.2f}, promised precision {promise}")
     decision = summary["decision"]
     console.print(f"decision for the bar closed {decision['bar']}: {decision['verdict']} ({decision['reason']}), "
                   f"confidence {decision['confidence']:.2f}, {decision['latency_ms']:.1f} ms over HTTP")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 TINY = [
-    "market.synthetic.train_bars=40000", "market.synthetic.validation_bars=12000", "market.synthetic.test_bars=12000",
+    "market.synthetic.train_bars=40000", "market.synthetic.validation_bars=12000",
+    "market.synthetic.test_bars=12000",
     "rde.size=tiny", "rde.epochs=1", "rde.windows_per_epoch=512", "mrms.mappo.env_steps=4096",
     "core.mappo.env_steps=30000", "core.mappo.envs_per_shard=64", "backtest.full_run_bars=1500",
     "backtest.calibration_bars=1500", "backtest.supervised_rows=4000",
@@ -35,7 +36,7 @@ def test_one_command_runs_every_stage_and_writes_the_summary(
     folder, done = quickstart
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((folder / "runs/quickstart/summary.json").read_text())
-    assert set(summary) == {"phases", "backtest", "bundle", "decision", "seconds"}
+    assert set(summary) == {"phases", "backtest", "gate", "bundle", "decision", "seconds"}
     assert set(summary["phases"]) == {"rde", "mrms", "core"}
     assert summary["phases"]["core"]["env_steps"] >= 30_000
     backtest = summary["backtest"]

@@ -23,11 +23,11 @@ def test_a_changed_callee_changes_the_cache_folder(tmp_path: Path) -> None:
 
 
 def test_old_versions_are_forgotten(tmp_path: Path) -> None:
-    for age, name in enumerate("abcde"):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (age, age))
+    for age in range(12):
+        (tmp_path / f"{age:02d}").mkdir()
+        os.utime(tmp_path / f"{age:02d}", (age, age))
     _forget_old(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "d", "e"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{age:02d}" for age in range(4, 12)]
 
 
 @pytest.mark.parametrize("first", ["numba", "algospace"])

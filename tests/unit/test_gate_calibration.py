@@ -57,7 +57,7 @@ def test_lengths_must_agree() -> None:
 
 
 def test_the_online_correction_restores_precision_after_a_shift() -> None:
-    raw, gained = trades(2, 4000)
+    raw, _ = trades(2, 4000)
     confidence = confidences(raw, 1.0, 0.0)
     start = float(np.quantile(confidence, 0.3))
     adaptive = AdaptiveConformal(confidence, start, promised_precision=0.6, rate=0.02)

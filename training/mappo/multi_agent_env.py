@@ -59,7 +59,7 @@ class CoreMultiAgentEnv(MultiAgentEnv):  # type: ignore[misc]  # RLlib is untype
         self.possible_agents = list(AGENTS)
         self.agents = list(AGENTS)
         self.observation_spaces = {a: boxes(self.team.observation_shapes(a)) for a in AGENTS}
-        self.action_spaces = {a: spaces.Discrete(ACTIONS) for a in AGENTS}
+        self.action_spaces: dict[str, Any] = {a: spaces.Discrete(ACTIONS) for a in AGENTS}
         self._acted: set[str] = set()
 
     def reset(self, *, seed: int | None = None,

@@ -19,6 +19,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 from algospace.types import AnyArray
 from training.mappo.gae import gae
+from training.mappo.memory import keep_freed_memory
 from training.mappo.module import MODULE_ID, TeamModule, build_team_module
 from training.mappo.settings import MAPPOSettings
 from training.mappo.teams import TEAMS
@@ -35,6 +36,7 @@ class TeamRunner(EnvRunner, Checkpointable):
         self.spec: dict[str, Any] = dict(config.team)
         self.settings = MAPPOSettings(**config.settings)
         torch.set_num_threads(self.settings.torch_threads)
+        keep_freed_memory()
         self.module: TeamModule = build_team_module(self.spec)
         self._samplers: dict[int, Any] = {}
 
