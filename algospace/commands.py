@@ -114,6 +114,7 @@ def features_command(
     """Build the feature table of one instrument."""
     from algospace.features import FeatureConfig, schema_hash, write_table
     from algospace.marketdata import read_source
+    from algospace.memory import release_unused
 
     spec = instrument(symbol)
     if out.suffix != ".parquet" or out.is_dir():
@@ -125,6 +126,8 @@ def features_command(
     _check_width(bars, settings)
     with nullcontext() if as_json else Console(stderr=True).status(f"features of {len(bars)} bars"):
         table = build(bars, spec, settings)
+        del bars  # the writer needs the memory
+        release_unused()
         write_table(table, out)
     _print_features(table, schema_hash(table), out, time.perf_counter() - started, as_json)
 

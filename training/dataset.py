@@ -27,6 +27,7 @@ from algospace.files import atomic_directory, atomic_path, write_json
 from algospace.instruments import Instrument, instrument
 from algospace.marketdata import read_source
 from algospace.marketdata.synthetic import SyntheticTruth, generate, scenario_named
+from algospace.memory import release_unused
 from algospace.types import Bars
 from training.config import FileMarketConfig, RunConfig, SyntheticMarketConfig
 
@@ -86,7 +87,11 @@ def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
         else:
             assert config.market.file is not None
             assert bars is not None
-            splits = _file_table(config, config.market.file, bars, part, say)
+            say(f"data: {len(bars):,} bars of {config.market.instrument} from {config.market.file.path}")
+            features = build(bars, instrument(config.market.instrument), config.features)
+            bars = None  # the matrices need the memory
+            release_unused()
+            splits = _file_table(config, config.market.file, features, part)
         write_json(part / _MANIFEST, {"hash": digest, "splits": splits})
     return _open_tables(folder)
 
@@ -117,7 +122,7 @@ def _dataset_hash(config: RunConfig, bars: Bars | None) -> str:
     digest.update(f"{config.embargo_bars} {__version__}".encode())
     if bars is not None:
         for array in (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
@@ -178,11 +183,9 @@ def _save_truth(path: Path, truth: SyntheticTruth) -> None:
         np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def _file_table(config: RunConfig, market: FileMarketConfig, bars: Bars, folder: Path,
-                say: SayFn) -> dict[str, Any]:
+def _file_table(config: RunConfig, market: FileMarketConfig, features: FeatureTable,
+                folder: Path) -> dict[str, Any]:
     spec = instrument(config.market.instrument)
-    say(f"data: {len(bars):,} bars of {spec.symbol} from {market.path}")
-    features = build(bars, spec, config.features)
     table = _assembled(features, config, nanoseconds(market.train_until), spec)
     table.save(folder / "market")
     bounds = [nanoseconds(date) for date in (market.train_until, market.validation_until)]

@@ -38,6 +38,7 @@ def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log:
 
     Writes `folder/checkpoint` every `checkpoint_every` iterations and `folder/team` at the end.
     """
+    folder = folder.resolve()  # RLlib takes a relative path for a URI without a scheme
     algorithm = MAPPOConfig().train_team(spec, settings).build_algo()
     try:
         checkpoint = folder / "checkpoint"

@@ -50,6 +50,7 @@ from algospace.features.columns import (
 )
 from algospace.features.config import FeatureConfig
 from algospace.features.smoothing import ATR_STATE, atr_update
+from algospace.features.unowned import unowned
 from algospace.instruments import Instrument
 from algospace.types import MINUTE_NS, AnyArray, FloatArray, Int32Array, IntArray
 
@@ -231,6 +232,7 @@ def run(
 
     BARS: source bars of `source_width`. TICKS: `close` is the price, `volume` the size. CLOCK: `ts` is now.
     """
+    state, params, out = unowned(state), unowned(params), unowned(out)
     g = state.generator[0]
     width, max_fill = params.width, params.max_fill
     for i in range(ts.size):

@@ -28,6 +28,7 @@ from algospace.files import atomic_directory, sha256_file
 from algospace.marketdata.importers import ImportResult
 from algospace.marketdata.parquet_import import read_table
 from algospace.marketdata.schema import PRICES, bars_to_table, copy_bars, empty_bars, table_to_bars
+from algospace.memory import release_unused
 from algospace.types import AnyArray, Bars, IntArray
 
 MANIFEST = "catalog.json"
@@ -95,7 +96,7 @@ class Catalog:
         for month, entry in months:  # month by month, so that no second copy of the whole is ever held
             copy_bars(table_to_bars(_read_month(folder, month, entry), width, manifest["contracts"]), bars, row)
             row += entry["rows"]
-        pa.default_memory_pool().release_unused()
+        release_unused()
         first = 0 if start_ns is None else int(np.searchsorted(bars.ts_open, start_ns))
         stop = len(bars) if end is None else int(np.searchsorted(bars.ts_open, end))
         return bars.slice(first, max(stop, first))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from algospace.marketdata.schema import PRICES
 from algospace.marketdata.times import Times, resolve_times
 from algospace.marketdata.timestamps import NO_TIME
 from algospace.marketdata.tradestation import looks_like_tradestation, read_tradestation
+from algospace.memory import release_unused
 from algospace.types import AnyArray, Bars, BoolArray, FloatArray, Int32Array
 
 QUARANTINE_SCHEMA = pa.schema([
@@ -53,23 +54,31 @@ def import_file(path: Path | str, symbol: str | Instrument, options: ImportOptio
 
     Raises InputError when more than `max_bad_fraction` of the rows break a rule; `progress` gets each file's name.
     """
-    options = options or ImportOptions()
     spec = symbol if isinstance(symbol, Instrument) else instrument(symbol)
-    files = _read_all(find_files(Path(path)), options, progress)
+    result = _import(Path(path), spec, options or ImportOptions(), progress)
+    release_unused()  # eleven years of features fit in 1 GB only if nothing lingers
+    return result
+
+
+def _import(path: Path, spec: Instrument, options: ImportOptions,
+            progress: Callable[[str], None] | None) -> ImportResult:
+    files = _read_all(find_files(path), options, progress)
     times = resolve_times(files, options, spec)
     prices = {name: np.concatenate([f.prices.pop(name) for f in files]) for name in PRICES}  # frees each
     volume = _volume(files)
     codes = judge_rows(times, prices, volume)
-    contract, names, notes = _contracts(files, times, options, Path(path))
+    contract, names, notes = _contracts(files, times, options, path)
     other = _not_front(times, codes, contract, names, volume, options, spec)
     _judge_order(times, codes, other)
     good = (codes == 0) & ~other
     _check_limit(files, codes, times, contract, good, options)
+    quarantine = _quarantine(files, prices, volume, contract, names, codes)
     bars = _clean(times, prices, volume, contract, good)
-    report = _report(Path(path), spec, files, times, codes, bars, names, volume is not None, notes)
+    has_volume = volume is not None
+    files, times = _without_rows(files, times)
+    del prices, volume, contract, good
+    report = _report(path, spec, files, times, codes, bars, names, has_volume, notes)
     report.reported["other_contracts"] = int(other.sum())
-    quarantine = _quarantine(files, times, prices, volume, contract, names, codes)
-    pa.default_memory_pool().release_unused()  # eleven years of features fit in 1 GB only if nothing lingers
     return ImportResult(bars, names, quarantine, report)
 
 
@@ -205,6 +214,13 @@ def _clean(times: Times, prices: dict[str, FloatArray], volume: FloatArray | Non
                 width_ns=times.width_ns, contract=contract[good])
 
 
+def _without_rows(files: Sequence[RawFile], times: Times) -> tuple[list[RawFile], Times]:
+    """What the report needs of both: the checks of the clean bars then have the columns' memory for themselves."""
+    none, no_time = np.zeros(0, np.int64), pa.chunked_array([], pa.string())
+    return ([replace(f, row=none, time=no_time, volume=None, contract=None) for f in files],
+            replace(times, ts_open=none, local=none, swapped=none != 0, nonexistent=none != 0))
+
+
 def _report(path: Path, spec: Instrument, files: Sequence[RawFile], times: Times, codes: AnyArray, bars: Bars,
             names: Sequence[str], has_volume: bool, notes: list[str]) -> QualityReport:
     counts = np.bincount(codes, minlength=len(RULES))
@@ -230,7 +246,7 @@ def _digest(files: Sequence[RawFile]) -> str:
     return hashlib.sha256("".join(sha256_file(f.path) for f in files).encode()).hexdigest()
 
 
-def _quarantine(files: Sequence[RawFile], times: Times, prices: dict[str, FloatArray], volume: FloatArray | None,
+def _quarantine(files: Sequence[RawFile], prices: dict[str, FloatArray], volume: FloatArray | None,
                 contract: Int32Array, names: Sequence[str], codes: AnyArray) -> pa.Table:
     """The rows set aside, with file, row and rule."""
     rows: list[dict[str, object]] = []

@@ -6,6 +6,7 @@ volume and prices off the tick grid are reported and kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +46,7 @@ _SWAPPED, _DUPLICATE, _DISORDER = (int(_CODE[r]) for r in ("swapped_day_month", 
 _LONG_JUMP = 5 * DAY_NS  # longer than any market holiday with its weekend
 _LOOK_AHEAD = 2000  # rows within which a jump ahead that was a mistake must come back
 OUTLIER_Z = 25.0
+_PART = 1 << 18  # rows looked at together, which bounds the memory of checks over long histories
 
 
 @dataclass(frozen=True)
@@ -161,30 +163,40 @@ def inspect(bars: Bars, spec: Instrument, has_volume: bool) -> tuple[dict[str, i
         k = int(np.argmax(missing))
         largest = {"after": iso(int(bars.ts_open[after[k]])), "missing_bars": int(missing[k])}
     counts["overlapping_bars"] = int((steps < bars.width_ns).sum())
-    counts["outside_trading_hours"] = count_outside(bars.ts_open, spec.session)
+    del steps
+    counts["outside_trading_hours"] = sum(count_outside(part.ts_open, spec.session) for part in _parts(bars))
     if has_volume:
         counts["zero_volume"] = int((bars.volume == 0).sum())
-    ticks = bars.close / spec.tick_size
-    counts["off_tick_grid"] = int((np.abs(ticks - np.rint(ticks)) > 1e-3).sum())
+    counts["off_tick_grid"] = sum(_off_grid(part.close / spec.tick_size) for part in _parts(bars))
     counts["rolls"] = int((np.diff(bars.contract) != 0).sum())
     counts["outliers"], extremes = _outliers(bars)
     return counts, largest, extremes
 
 
+def _parts(bars: Bars) -> Iterator[Bars]:
+    return (bars.slice(start, start + _PART) for start in range(0, len(bars), _PART))
+
+
+def _off_grid(ticks: FloatArray) -> int:
+    return int((np.abs(ticks - np.rint(ticks)) > 1e-3).sum())
+
+
 def _outliers(bars: Bars) -> tuple[int, list[dict[str, Any]]]:
     """Returns between neighbouring bars of one contract, over OUTLIER_Z robust deviations from the median."""
     neighbours = (np.diff(bars.ts_open) == bars.width_ns) & (np.diff(bars.contract) == 0)
-    at = np.flatnonzero(neighbours) + 1
-    returns = np.log(bars.close[at] / bars.close[at - 1])
+    returns = (bars.close[1:] / bars.close[:-1])[neighbours]
+    np.log(returns, out=returns)
     if returns.size < 30:
         return 0, []
-    deviation = np.abs(returns - np.median(returns))
+    deviation = returns - np.median(returns)
+    np.abs(deviation, out=deviation)
     scale = 1.4826 * float(np.median(deviation)) or float(deviation.mean())
     if scale == 0:
         return 0, []
-    z = deviation / scale
+    z = np.divide(deviation, scale, out=deviation)
     found = np.flatnonzero(z > OUTLIER_Z)
     worst = found[np.argsort(-z[found], kind="stable")[:5]]
+    at = np.flatnonzero(neighbours) + 1
     return int(found.size), [{"ts_open": iso(int(bars.ts_open[at[k]])), "log_return": round(float(returns[k]), 6),
                               "robust_z": round(float(z[k]), 1)} for k in worst]
 
