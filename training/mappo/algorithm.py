@@ -43,6 +43,7 @@ class MAPPOConfig(PPOConfig):
         self.team = {**team, "envs_per_shard": settings.envs_per_shard, "mirror": settings.mirror}
         self.settings = settings.model_dump()
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.debugging(log_level="ERROR")
         self.env_runners(env_runner_cls=TeamRunner, num_env_runners=settings.num_env_runners,
                          num_cpus_per_env_runner=1, create_local_env_runner=True)
         self.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0,
