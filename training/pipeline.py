@@ -35,7 +35,8 @@ from training.dataset import Dataset, prepare_dataset
 from training.phases import RUNNERS, PhaseContext
 from training.tracking import PhaseRun, Tracker, git_commit
 
-_SECTIONS = {"rde": ("rde",), "mrms": ("mrms",), "core": ("core",)}
+# the number of runners and checkpoints changes no bit of the result
+_WITHOUT_EFFECT: Any = {"mappo": {"num_env_runners", "checkpoint_every"}}
 _MODELS = {"rde": "model", "mrms": "team", "core": "team"}
 
 
@@ -121,7 +122,7 @@ def _known_parent(run_dir: Path) -> str | None:
 def phase_hash(name: str, config: RunConfig, dataset: Dataset, run_dir: Path) -> str:
     """What a phase's result depends on: its section, the data, the seed, the version and the phases before."""
     parts = [name, __version__, str(config.seed), config.name, dataset.data_hash, str(config.torch_threads)]
-    parts += [getattr(config, section).model_dump_json() for section in _SECTIONS[name]]
+    parts.append(getattr(config, name).model_dump_json(exclude=_WITHOUT_EFFECT))
     before = PHASES[: PHASES.index(name)]  # type: ignore[arg-type]
     for upstream in before:
         state = _read_state(run_dir / upstream)
