@@ -11,7 +11,9 @@ from algospace.analysis.baselines import run_baselines, turnover_of
 from algospace.analysis.report import backtest_result, curves_of, write_report
 from algospace.clock import ReplayClock
 from algospace.errors import ConfigError
+from algospace.execution.decision import Policy
 from algospace.execution.journal import MemoryJournal
+from algospace.execution.result import SessionResult
 from algospace.execution.session import Session, TableFeed
 from algospace.execution.venue import SimulatedVenue
 from algospace.features import build
@@ -23,6 +25,9 @@ from serving.bundle import Bundle
 from serving.policy import BundlePolicy
 from training.dataset import nanoseconds
 
+UNGATED = "ungated"
+"""The same team with the gate open, reported beside the baselines: what the gate adds or takes away."""
+
 
 def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Path, *, title: str,
              regime_vectors: Float32Array | None = None, supervised: AnyArray | None = None,
@@ -33,13 +38,14 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
     supervised: positions (stop - start,) of a classifier fitted on the training split. Returns the document.
     """
     env = bundle.manifest.env
-    venue = SimulatedVenue(bundle.instrument, env.slippage_ticks, env.commission, env.intrabar)
     policy = BundlePolicy(bundle, table, seed=seed, regime_vectors=regime_vectors)
-    result = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits, MemoryJournal(),
-                     reverse=env.reverse, initial_equity=env.initial_equity).run()
-    exposure = float(np.mean(result.position != 0.0))
-    baselines = run_baselines(
-        table, start, stop, bundle.instrument, turnover=turnover_of(result), exposure=exposure,
+    result = run_session(bundle, policy, table, start, stop)
+    policy.threshold = 0.0
+    ungated = run_session(bundle, policy, table, start, stop)
+    imitated = result if len(result.trades) else ungated
+    baselines = {UNGATED: ungated} | run_baselines(
+        table, start, stop, bundle.instrument, turnover=turnover_of(imitated),
+        exposure=float(np.mean(imitated.position != 0.0)),
         slippage_ticks=env.slippage_ticks, commission=env.commission, intrabar=env.intrabar,
         initial_equity=env.initial_equity, seed=seed, supervised=supervised)
     hashes = {"bundle": bundle.id, "config": bundle.manifest.config_hash, "data": bundle.manifest.data_hash,
@@ -49,6 +55,15 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, document, curves_of(result, baselines))
     return document
+
+
+def run_session(bundle: Bundle, policy: Policy, table: MarketTable, start: int, stop: int) -> SessionResult:
+    """The full run over rows [start, stop): brackets, costs and hard limits of the bundle's environment."""
+    env = bundle.manifest.env
+    venue = SimulatedVenue(bundle.instrument, env.slippage_ticks, env.commission, env.intrabar)
+    session = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits, MemoryJournal(),
+                      reverse=env.reverse, initial_equity=env.initial_equity)
+    return session.run()
 
 
 def backtest_bars(bundle: Bundle, source: Path, out: Path, start: str | None = None, stop: str | None = None,

@@ -19,18 +19,13 @@ from agents.calibration import (
 from agents.core import CoreNet
 from agents.gate import Gate, GateConfig, Verdict, Votes, confidences
 from agents.risk import RiskNet
-from algospace.clock import ReplayClock
-from algospace.execution.decision import Decision, Policy, Reason
-from algospace.execution.journal import MemoryJournal
-from algospace.execution.result import SessionResult
-from algospace.execution.session import Session, TableFeed
-from algospace.execution.venue import SimulatedVenue
-from algospace.features.market_table import MarketTable
+from algospace.execution.decision import Decision, Reason
 from algospace.instruments import instrument
 from algospace.types import BoolArray, FloatArray
 from envs.vector_core import risk_unit_of
 from serving.bundle import Bundle, BundleSpec, write_bundle
 from serving.policy import BundlePolicy
+from training.backtest import run_session
 from training.config import RunConfig
 from training.dataset import Dataset, Split
 from training.experts import load_regime, regime_columns
@@ -105,21 +100,12 @@ def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path,
     stop = split.stop
     if config.backtest.calibration_bars:
         stop = min(stop, split.start + config.backtest.calibration_bars)
-    result = run_session(config, policy, table, split.start, stop)
+    result = run_session(bundle, policy, table, split.start, stop)
     trades = result.trades
     known = np.array([int(row) - 1 in policy.scores for row in trades["entry_row"]], np.bool_)
     trades = trades[known]
     raw = np.array([policy.scores[int(row) - 1] for row in trades["entry_row"]], np.float64)
     return raw.reshape(len(trades), config.gate.iterations), trades["net_pnl"] > 0.0, trades["net_pnl"].copy()
-
-
-def run_session(config: RunConfig, policy: Policy, table: MarketTable, start: int, stop: int) -> SessionResult:
-    """The full run: brackets, costs and hard limits of the configured environment over rows [start, stop)."""
-    env = config.core.env
-    venue = SimulatedVenue(instrument(config.market.instrument), env.slippage_ticks, env.commission, env.intrabar)
-    session = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits, MemoryJournal(),
-                      reverse=env.reverse, initial_equity=env.initial_equity)
-    return session.run()
 
 
 def gate_figures(calibration: Calibration, raw: FloatArray, gained: BoolArray, net: FloatArray,

@@ -122,7 +122,7 @@ def _dataset_hash(config: RunConfig, bars: Bars | None) -> str:
     digest.update(f"{config.embargo_bars} {__version__}".encode())
     if bars is not None:
         for array in (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract):
-            digest.update(memoryview(np.ascontiguousarray(array)))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def _evaluate(run_dir: Path, split: Split, seed: int) -> dict[str, Any]:
               "bayes_limit": limit_score(truth, close, segments)}
     for name, rule in baseline_positions(close, positions, seed).items():
         scores[name] = score_unit_run(rule, expected, close, segments)
+    # what the clairvoyant expects is what happens: the market's expectation does not measure it
+    scores["clairvoyant"] = replace(scores["clairvoyant"], score=scores["clairvoyant"].realised)
     verdict = require_no_leak(scores["policy"], scores["bayes_limit"], "the policy")
     return {"seed": split.seed, "scores": scores, "bars": scores["policy"].bars,
             "fraction": fraction_of_limit(scores["policy"], scores["bayes_limit"]),
