@@ -58,7 +58,8 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    logging.getLogger("ray").setLevel(logging.ERROR)  # RLlib's advice to its developers is not for our users
+    for name in ("ray", "ray.rllib"):  # RLlib's advice to its developers is not for our users
+        logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:
