@@ -7,6 +7,7 @@ M-RMS can be evaluated once for the whole table (frozen experts are columns). Th
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from agents.core import Shapes, heads
@@ -20,7 +21,13 @@ _MASKED_LOGIT = -1e9
 
 
 class RiskConfig(FrozenConfig):
-    """Sizes of the M-RMS networks."""
+    """Sizes of the M-RMS networks.
+
+    min_contracts: the smallest size that the sizer may choose. Trained on entries without selection it learns,
+    rightly, that most are not worth taking; with 0 allowed it vetoes them all (98 % of NQ's rows), and the core,
+    whose task it is to choose entries, never gets to trade. Whether to trade is the core's and the gate's
+    question; how much, the sizer's.
+    """
 
     embedder: EmbedderKind = "tcn"
     embed_dim: int = 16
@@ -28,6 +35,7 @@ class RiskConfig(FrozenConfig):
     hidden: int = 64
     critic_hidden: int = 64
     dropout: float = 0.1
+    min_contracts: int = Field(1, ge=0, lt=RISK_ACTIONS[0])
 
 
 class RiskNet(nn.Module):
@@ -53,6 +61,7 @@ class RiskNet(nn.Module):
                                     nn.Linear(config.critic_hidden, 1))
         self.register_buffer("one_hot", torch.eye(len(RISK_AGENTS)), persistent=False)
         allowed = torch.arange(max(RISK_ACTIONS))[None] < torch.tensor(RISK_ACTIONS)[:, None]
+        allowed[0, : config.min_contracts] = False
         self.register_buffer("allowed", allowed, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
