@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ROLL_TABLE = "contracts.csv"
 _NAMES = ("contract", "contract_id", "symbol", "id")
 _FIRST = ("first_ts_utc", "first_ts", "first", "start")
 _LAST = ("last_ts_utc", "last_ts", "last", "end")
+_MONTH_CODE = re.compile(r"([FGHJKMNQUVXZ])(\d{4}|\d{1,2})$")  # ESZ4, ESZ24, ESZ2024
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Int32Array, list[str]]:
@@ -76,10 +78,10 @@ def front_by_volume(ts_open: IntArray, contract: Int32Array, names: Sequence[str
                     session: Session) -> BoolArray:
     """Rows of the front contract: on each trading day the one with the most volume on the day before.
 
-    Only contracts that sort after the current one can follow it; the first day takes the earliest contract that
-    trades. Nothing of the day itself is used, so the choice could have been made live.
+    Only contracts that expire after the current one can follow it (`expiry_ranks`); the first day takes the
+    earliest contract that trades. Nothing of the day itself is used, so the choice could have been made live.
     """
-    rank = np.argsort(np.argsort(np.array(names), kind="stable"), kind="stable")[contract]
+    rank = expiry_ranks(names, ts_open, contract)[contract]
     days, day_index = np.unique(trading_day(ts_open, session.zone, session.day_start_hour), return_inverse=True)
     traded = np.zeros((days.size, len(names)))
     present = np.zeros((days.size, len(names)), np.bool_)
@@ -95,3 +97,30 @@ def front_by_volume(ts_open: IntArray, contract: Int32Array, names: Sequence[str
             later = np.flatnonzero(present[day, current:])
             front[day] = current + int(later[0]) if later.size else current
     return rank == front[day_index]
+
+
+def expiry_ranks(names: Sequence[str], ts_open: IntArray, contract: Int32Array) -> IntArray:
+    """Place of each contract in the order of expiry.
+
+    Exchange codes end in a month letter and a year (ESZ4, ESH25), which do not sort as text across a year's end;
+    a year of one digit is the first such year from the contract's first row on. Other names (202412) sort as text.
+    """
+    codes = [_MONTH_CODE.search(name.upper()) for name in names]
+    keys: list[tuple[int, str, str]] = []
+    for number, (name, code) in enumerate(zip(names, codes, strict=True)):
+        if code is None:
+            keys = [(0, "", name) for name in names]
+            break
+        rows = ts_open[contract == number]
+        keys.append((_expiry_year(code[2], int(rows.min()) if rows.size else 0), code[1], name))
+    ranks = np.empty(len(names), np.int64)
+    ranks[sorted(range(len(names)), key=keys.__getitem__)] = np.arange(len(names))
+    return ranks
+
+
+def _expiry_year(digits: str, first_ts: int) -> int:
+    if len(digits) == 4:
+        return int(digits)
+    first = int(np.datetime64(first_ts, "ns").astype("datetime64[Y]").astype(int)) + 1970
+    cycle = 10 ** len(digits)
+    return first + (int(digits) - first) % cycle

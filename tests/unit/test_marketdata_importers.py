@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from algospace.errors import ConfigError, InputError
+from algospace.instruments import CME
 from algospace.marketdata import ImportOptions, import_file, read_source
+from algospace.marketdata.contracts import front_by_volume
 
 START = pd.Timestamp("2024-03-04 15:00")  # a Monday morning in Chicago
 
@@ -260,6 +262,22 @@ def test_several_contracts_at_once_need_a_choice_and_it_uses_no_future(tmp_path:
     assert [result.contracts[c] for c in result.bars.contract[np.r_[True, np.diff(days) > 0]]] == (
         ["202403"] * 5 + ["202406"] * 5)
     assert len(result.bars) + result.report.reported["other_contracts"] == result.report.rows_in
+
+
+@pytest.mark.parametrize("names", [("ESZ4", "ESH5"), ("ESZ24", "ESH25"), ("MESZ2024", "MESH2025"),
+                                   ("ESU9", "ESM0"), ("202412", "202503")])
+def test_the_front_contract_follows_the_order_of_expiry_across_a_year(names: tuple[str, str]) -> None:
+    year = 2019 if names[0] == "ESU9" else 2024
+    start = pd.Timestamp(f"{year}-06-03 15:00").as_unit("ns").value
+    days = start + np.arange(20) * 86_400 * 10**9
+    # the old contract trades on days 0 to 11; the new one from the start, with more volume from day 8 on
+    ts_open = np.sort(np.concatenate([days[:12], days]))
+    contract = np.array([0, 1] * 12 + [1] * 8, np.int32)
+    volume = np.where(contract == 0, 100.0, np.where(ts_open < days[8], 10.0, 1000.0))
+    kept = front_by_volume(ts_open, contract, names, volume, CME)
+    assert contract[kept].tolist() == [0] * 9 + [1] * 11
+    # codes are numbered by appearance, in any order
+    assert front_by_volume(ts_open, 1 - contract, names[::-1], volume, CME).tolist() == kept.tolist()
 
 
 def test_a_folder_is_read_as_one_source_in_the_order_of_names(tmp_path: Path) -> None:
