@@ -71,8 +71,9 @@ def push_bar(
 
     A bar that is not later than the last one, or breaks a price rule, changes nothing but its counter.
     """
-    possible = low > 0.0 and low <= min(open_, close) and high >= max(open_, close) and high < np.inf
-    if not possible or volume < 0.0:
+    # no min or max: they may hide a NaN, which fails every comparison
+    possible = low > 0.0 and low <= open_ <= high and low <= close <= high and high < np.inf
+    if not possible or volume < 0.0 or volume == np.inf:
         g.invalid += 1
         return 0
     start = ts - ts % width

@@ -32,7 +32,8 @@ def check_bars(bars: Bars, base_width: int) -> None:
     _require((bars.low > 0) & (bars.high < np.inf), "a price is NaN, infinite or not positive", "repair or drop")
     possible = (bars.low <= np.minimum(bars.open, bars.close)) & (bars.high >= np.maximum(bars.open, bars.close))
     _require(possible, "open or close is NaN or outside low..high", "repair or drop the row")
-    _require(~(bars.volume < 0), "volume is negative", "repair it, or set it to NaN where unknown")
+    volume = ~((bars.volume < 0) | (bars.volume == np.inf))
+    _require(volume, "volume is negative or infinite", "repair it, or set it to NaN where unknown")
 
 
 def _require(fine: BoolArray, rule: str, fix: str) -> None:

@@ -243,6 +243,7 @@ def _with(bars: Bars, **columns) -> Bars:
         (lambda b: _with(b, low=np.where(np.arange(10) == 7, -1.0, b.low)), 9, "positive"),
         (lambda b: _with(b, high=np.where(np.arange(10) == 2, 1.0, b.high)), 4, "outside"),
         (lambda b: _with(b, volume=np.where(np.arange(10) == 5, -3.0, b.volume)), 7, "volume"),
+        (lambda b: _with(b, volume=np.where(np.arange(10) == 5, np.inf, b.volume)), 7, "volume"),
         (lambda b: _with(b, ts_open=b.ts_open + 1), 2, "grid"),
         (lambda b: b.slice(0, 0), None, "no rows"),
     ],
@@ -274,3 +275,15 @@ def test_live_bars_out_of_order_are_late():
     stream.push(SourceBar(START, 1.0, 1.0, 1.0, 1.0))
     stream.push(SourceBar(START + MINUTE_NS, 1.0, 0.5, 1.0, 1.0))
     assert (stream.late, stream.invalid) == (1, 1)
+
+
+@pytest.mark.parametrize("field", ["open", "high", "low", "close", "volume"])
+def test_a_live_bar_that_is_not_finite_is_counted_and_changes_nothing(field):
+    good = SourceBar(START, 100.0, 101.0, 99.0, 100.0, 1.0)
+    stream = FeatureStream(NQ, FAST)
+    faulty = good._replace(ts_open=START + MINUTE_NS, **{field: np.inf if field == "volume" else np.nan})
+    stream.push(good)
+    assert stream.push(faulty) == []
+    assert stream.invalid == 1
+    (row,) = stream.push(good._replace(ts_open=START + 4 * MINUTE_NS))
+    assert row.base[:5].tolist() == [100.0, 101.0, 99.0, 100.0, 2.0]
