@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import typer
 from rich.console import Console
 
-from algospace.errors import AlgoSpaceError
+from algospace.errors import AlgoSpaceError, UserError
 
 ENTRY_POINT_GROUP = "algospace.commands"
 
@@ -30,8 +30,18 @@ def main() -> None:
     try:
         build_app()(standalone_mode=True)
     except AlgoSpaceError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        _say(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # a path that the caller gave: no folder, no permission, no space left
+        _say(f"{error.filename}: {error.strerror}; name a path that can be read or written")
+        sys.exit(UserError.exit_code)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

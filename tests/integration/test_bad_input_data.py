@@ -158,6 +158,15 @@ def test_wrong_options_of_features(run: Runner, tmp_path: Path, text: str, argum
     assert_refused(result, words, out)
 
 
+@pytest.mark.parametrize("command", ["import", "features"])
+def test_a_place_that_cannot_be_written_is_named(run: Runner, tmp_path: Path, command: str) -> None:
+    good().to_csv(tmp_path / "a.csv", index=False)
+    out = tmp_path / "a.csv" / ("market" if command == "import" else "table.parquet")
+    words = ("data", "import") if command == "import" else ("features",)
+    result = run(*words, tmp_path / "a.csv", "--instrument", "ES", "--out", out)
+    assert_refused(result, "name a path that can be read or written", out)
+
+
 def test_a_failed_import_leaves_the_catalog_as_it_was(run: Runner, tmp_path: Path) -> None:
     good().to_csv(tmp_path / "a.csv", index=False)
     out = tmp_path / "market"
