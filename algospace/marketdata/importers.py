@@ -68,6 +68,7 @@ def _import(path: Path, spec: Instrument, options: ImportOptions,
     volume = _volume(files)
     codes = judge_rows(times, prices, volume)
     contract, names, notes = _contracts(files, times, options, path)
+    notes += _left_out(path, files)
     other = _not_front(times, codes, contract, names, volume, options, spec)
     _judge_order(times, codes, other)
     good = (codes == 0) & ~other
@@ -95,6 +96,14 @@ def find_files(path: Path) -> list[Path]:
     if not found:
         raise InputError(path, "a folder without CSV or Parquet files", "give a file, or a folder that holds some")
     return parquet or found
+
+
+def _left_out(path: Path, files: Sequence[RawFile]) -> list[str]:
+    """A note that names the CSV files of a folder whose Parquet files were read."""
+    read = {f.path for f in files}
+    other = sorted(p.name for p in path.iterdir() if p not in read and p.suffix.lower() in _SUFFIXES
+                   and p.name not in _NOT_BARS and not p.name.startswith(".")) if path.is_dir() else []
+    return [f"not read, because the folder has Parquet files: {', '.join(other)}"] if other else []
 
 
 def _read_all(paths: Sequence[Path], options: ImportOptions,

@@ -293,6 +293,15 @@ def test_a_folder_is_read_as_one_source_in_the_order_of_names(tmp_path: Path) ->
         import_file(tmp_path, "ES")
 
 
+def test_csv_files_beside_parquet_files_are_named_as_not_read(tmp_path: Path) -> None:
+    frame(200).to_parquet(tmp_path / "a.parquet")
+    assert not any("not read" in note for note in import_file(tmp_path, "ES").report.guesses)
+    save(tmp_path / "b.csv", frame(100))
+    report = import_file(tmp_path, "ES").report
+    assert report.rows_in == 200
+    assert "not read, because the folder has Parquet files: b.csv" in report.guesses
+
+
 def test_outliers_gaps_and_zero_volume_are_reported_and_kept(tmp_path: Path) -> None:
     data = frame(500).drop(index=range(100, 110)).reset_index(drop=True)
     data.loc[300, ["high", "close"]] = data.loc[300, "close"] * 1.05
