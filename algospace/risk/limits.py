@@ -7,6 +7,7 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from pydantic import Field
 
 from algospace.config import FrozenConfig
 from algospace.types import AnyArray
@@ -25,10 +26,10 @@ class Limit(IntEnum):
 class LimitsConfig(FrozenConfig):
     """Fractions of equity (risk per trade) and of the day's starting equity (daily loss)."""
 
-    risk_per_trade: float = 0.02
-    max_position: int = 5
-    daily_loss: float = 0.05
-    max_open_instruments: int = 3
+    risk_per_trade: float = Field(default=0.02, gt=0, le=1)
+    max_position: int = Field(default=5, ge=1)
+    daily_loss: float = Field(default=0.05, gt=0, le=1)
+    max_open_instruments: int = Field(default=3, ge=1)
 
     def record(self) -> AnyArray:
         """The values as one structured record for compiled code."""
@@ -52,14 +53,15 @@ def limit_contracts(limits: Any, contracts: float, stop_loss_per_contract: float
     """
     if contracts <= 0.0:
         return 0.0, _NONE
-    if equity - day_start_equity <= -limits.daily_loss * day_start_equity:
+    # negated, so that a NaN refuses
+    if not equity - day_start_equity > -limits.daily_loss * day_start_equity:
         return 0.0, _DAILY
     if open_instruments >= limits.max_open_instruments:
         return 0.0, _INSTRUMENTS
     allowed, code = contracts, _NONE
     if allowed > limits.max_position:
         allowed, code = limits.max_position, _POSITION
-    if stop_loss_per_contract <= 0.0 or equity <= 0.0:
+    if not (stop_loss_per_contract > 0.0 and equity > 0.0):
         return 0.0, _RISK
     affordable = np.floor(limits.risk_per_trade * equity / stop_loss_per_contract + 1e-9)
     if allowed > affordable:
