@@ -29,6 +29,7 @@ from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, le
 _LOG = structlog.get_logger("serving")
 _JSON = "application/json"
 _WARM_UP = 3
+_MOST_FAULTS = 20
 
 
 class AppSettings(FrozenConfig):
@@ -66,7 +67,8 @@ class Service:
             request = DecideRequest.model_validate_json(body)
             inputs = self._inputs(request)
         except ValidationError as error:
-            return JSONResponse({"detail": [_fault(item) for item in error.errors(include_url=False)]}, 422)
+            faults = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]
+            return JSONResponse({"detail": [_fault(item) for item in faults]}, 422)
         except FieldError as error:
             return JSONResponse({"detail": [error.fault]}, error.status)
         decision = self.decider.decide(inputs)

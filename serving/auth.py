@@ -21,6 +21,7 @@ from algospace.errors import ConfigError
 TOKEN_VARIABLE = "ALGOSPACE_TOKEN"
 OPEN_PATHS = frozenset({"/v1/health", "/v1/ready"})
 _MIN_TOKEN_LENGTH = 16
+_LENGTH_DIGITS = 18
 
 
 def resolve_token(token_file: Path | None = None,
@@ -75,7 +76,9 @@ class BearerGuard:
 
     def _declared_length(self, scope: Scope) -> int:
         text = dict(scope["headers"]).get(b"content-length", b"0")
-        return int(text) if text.isdigit() else 0
+        if not text.isdigit():
+            return 0
+        return int(text) if len(text) <= _LENGTH_DIGITS else self._max_body + 1
 
     async def _within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; a body that grows past the limit without having said so is cut off."""

@@ -18,7 +18,7 @@ from agents.gate import Verdict, Votes, count_votes, execution_probabilities
 from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
-from algospace.risk.limits import Limit
+from algospace.risk.limits import Limit, limit_contracts
 from algospace.types import Float32Array
 from envs.core_kernels import ACCOUNT_FEATURES, BAR_DTYPE, EXECUTE, Market, observe_kernel, vote_kernel
 from envs.vector_core import build_rules, empty_batch, read_only
@@ -114,7 +114,8 @@ class Decider:
         if reason is Reason.REJECTED and refused:
             reason = Reason.RISK_LIMIT
         elif reason is Reason.EXECUTE and proposal.contracts <= 0.0:
-            reason = Reason.REJECTED  # unit mechanics know no size: the risk team's zero still stands
+            # unit mechanics know no size: the hard limits and the risk team's zero still stand
+            reason = Reason.REJECTED if proposal.limit == Limit.NONE.name else Reason.RISK_LIMIT
         return _decision(reason, verdict, votes, proposal)
 
     def masks(self, seed: int) -> Float32Array:
@@ -161,12 +162,14 @@ class _Desk:
         self._encoded = np.zeros((1, 3), np.float32)
         self._codes = np.zeros(1, np.int8)
         self._nothing = np.zeros((1, 2, 3), np.float32)
+        self._money = 0.0, 0.0  # equity and its value at the day's start, in account currency
 
     def observe(self, market: MarketState, account: Any) -> Float32Array:
         """The account features (1, 8)."""
         self._bars["close"], self._bars["atr"] = market.close, market.atr
         self._clock[0] = market.clock
         self._batch.accounts[0] = account
+        self._money = float(account["equity"]), float(account["day_start"])
         if self._rules.unit:
             self._as_unit(self._batch.accounts[0], market.close)
         out = np.empty((1, ACCOUNT_FEATURES), np.float32)
@@ -193,8 +196,18 @@ class _Desk:
         contracts, stop, target = batch.order[0].tolist()
         proposal = NO_PROPOSAL
         if batch.opportunity[0] != 0:
-            proposal = RiskProposal(contracts, stop, target, Limit(int(self._codes[0])).name)
+            code = int(self._codes[0])
+            if self._rules.unit:  # the team saw the proposal as it was; what leaves the desk is limited
+                contracts, code = self._limited(contracts, stop)
+            proposal = RiskProposal(contracts, stop, target, Limit(code).name)
         return (bool(batch.asked[0]), batch.action_mask.astype(np.float32), self._encoded.copy(), proposal)
+
+
+    def _limited(self, contracts: float, stop: float) -> tuple[float, int]:
+        """Contracts after the hard limits, and the limit's code."""
+        risk = stop * self._multiplier + self._rules.exit_cost if stop > 0.0 else 0.0
+        allowed, code = limit_contracts(self._limits, contracts, risk, *self._money, 0)
+        return float(allowed), int(code)
 
 
 def _decision(reason: Reason, verdict: Verdict, votes: Votes, proposal: RiskProposal) -> Decision:

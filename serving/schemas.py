@@ -45,7 +45,7 @@ class AccountIn(_Strict):
     target: float | None = None
     equity: float
     day_start: float = Field(gt=0)
-    bars_in_trade: int = Field(default=0, ge=0)
+    bars_in_trade: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _a_position_has_an_entry(self) -> AccountIn:

@@ -107,6 +107,7 @@ def _set(path: str, value: Any):
     ("account.entry", 0.0, "account"),
     ("account.day_start", 0.0, "day_start"),
     ("account.bars_in_trade", 1.5, "bars_in_trade"),
+    ("account.bars_in_trade", 2**63, "bars_in_trade"),
     ("market.close", -1.0, "close"),
     ("market.atr", None, "atr"),
     ("market.hour_sin", 2.0, "hour_sin"),
@@ -141,6 +142,12 @@ def test_what_is_no_request_gets_422(client: TestClient, raw: bytes) -> None:
     answer = client.post("/v1/decide", content=raw)
     assert answer.status_code == 422
     assert answer.json()["detail"]
+
+
+def test_thousands_of_faults_get_a_short_answer(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/v1/decide", json=body | {"strategic": [["x"] * 2000]})
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) == 20
 
 
 def test_nan_is_refused(client: TestClient, body: dict[str, Any]) -> None:

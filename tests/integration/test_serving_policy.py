@@ -123,6 +123,27 @@ def _votes(chosen: np.ndarray) -> Votes:
     return Votes(np.zeros((1, 3, 3)), np.zeros((3, 3)), votes, agreed(*votes), np.zeros(3, bool))
 
 
+def test_hard_limits_bind_a_team_trained_on_unit_mechanics(tmp_path: Path, table: MarketTable) -> None:
+    bundle = random_bundle(tmp_path / "unit", env=CoreEnvConfig(mechanics="unit"))
+    policy, spec, limits = BundlePolicy(bundle, table), bundle.instrument, bundle.manifest.env.limits
+    exit_cost = bundle.manifest.env.slippage_ticks * spec.tick_size * spec.multiplier + 2.0 * spec.commission
+    cut = 0
+    for row in rows(table, 100):
+        rich = policy.decide(row, account_record(equity=1e7, day_start=1e7, peak=1e7))
+        if rich.reason is not Reason.EXECUTE:
+            continue
+        equity = 1.5 * rich.proposal.stop_distance * spec.multiplier / limits.risk_per_trade
+        modest = policy.decide(row, account_record(equity=equity, day_start=equity, peak=equity))
+        risk = modest.proposal.contracts * (modest.proposal.stop_distance * spec.multiplier + exit_cost)
+        assert risk <= limits.risk_per_trade * equity * (1.0 + 1e-9)
+        cut += modest.proposal.limit == "RISK_PER_TRADE"
+        lost = policy.decide(row, account_record(equity=0.94 * 1e7, day_start=1e7, peak=1e7))
+        assert lost.reason is not Reason.EXECUTE
+        if lost.direction:
+            assert (lost.proposal.contracts, lost.proposal.limit) == (0.0, "DAILY_LOSS")
+    assert cut > 5
+
+
 def test_without_dropout_one_mask_decides(tmp_path: Path, table: MarketTable) -> None:
     plain = random_bundle(tmp_path / "plain", gate=GateConfig(iterations=1, confidence_threshold=0.2))
     one, other = BundlePolicy(plain, table), BundlePolicy(plain, table, seed=9)
