@@ -120,8 +120,14 @@ def write_bundle(directory: Path | str, spec: BundleSpec, schema: MatrixSchema, 
                  risk: RiskNet | None, regime: RegimeNet | None) -> Bundle:
     """Export the networks and write the bundle in one step, whole or not at all.
 
-    SchemaError if the networks were not built for the schema's matrices.
+    SchemaError if the networks were not built for the schema's matrices; BundleError if `directory` holds anything
+    but a bundle, which is replaced.
     """
+    directory = Path(directory)
+    if directory.exists() and not (directory / MANIFEST).is_file() and (
+            not directory.is_dir() or any(directory.iterdir())):
+        raise BundleError(f"{directory}: holds something other than a bundle, which would be lost; name a "
+                          f"new folder")
     _check_shapes(schema, core, risk, regime)
     networks = Networks(core=core.config, risk=None if risk is None else risk.config,
                         regime=None if regime is None else regime.config)

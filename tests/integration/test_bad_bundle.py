@@ -51,6 +51,18 @@ def test_a_bundle_comes_back_as_written(written: Path) -> None:
     assert bundle.manifest.metrics == {"score": 0.1}
 
 
+def test_writing_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
+    first = random_bundle(tmp_path / "bundle")
+    assert random_bundle(tmp_path / "bundle", seed=1).id != first.id
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("years of work")
+    for target in (work, work / "thesis.txt"):
+        with pytest.raises(BundleError, match="holds something other than a bundle"):
+            random_bundle(target)
+    assert [path.read_text() for path in work.iterdir()] == ["years of work"]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_noticed(copy: Path, data: st.DataObject) -> None:
