@@ -125,12 +125,17 @@ class RunningService:
         from ray import serve
 
         proxies = list(haproxy_processes(self._scratch)) if self._scratch else []
-        if ray.is_initialized():
-            serve.shutdown()
-        if self._owns_ray:
-            ray.shutdown()
-        for pid in proxies:
-            _end(pid)
+        try:
+            if ray.is_initialized():
+                serve.shutdown()
+        finally:  # a cluster that has died does not keep the rest from ending
+            if self._owns_ray:
+                ray.shutdown()
+            for pid in proxies:
+                _end(pid)
+            self._restore_environment()
+
+    def _restore_environment(self) -> None:
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
