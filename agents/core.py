@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from agents.embedders import Embedder, EmbedderKind, make_embedder
@@ -27,11 +28,11 @@ class CoreConfig(FrozenConfig):
     """Sizes of the core's networks. `pass_bias` and `reject_bias` start the team near keeping its position."""
 
     embedder: EmbedderKind = "tcn"
-    embed_dim: int = 16
-    channels: int = 16
-    hidden: int = 64
-    critic_hidden: int = 64
-    dropout: float = 0.1
+    embed_dim: int = Field(16, ge=1)
+    channels: int = Field(16, ge=1)
+    hidden: int = Field(64, ge=1)
+    critic_hidden: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
     pass_bias: float = 1.0
     reject_bias: float = 0.0
 

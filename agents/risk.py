@@ -30,11 +30,11 @@ class RiskConfig(FrozenConfig):
     """
 
     embedder: EmbedderKind = "tcn"
-    embed_dim: int = 16
-    channels: int = 16
-    hidden: int = 64
-    critic_hidden: int = 64
-    dropout: float = 0.1
+    embed_dim: int = Field(16, ge=1)
+    channels: int = Field(16, ge=1)
+    hidden: int = Field(64, ge=1)
+    critic_hidden: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
     min_contracts: int = Field(1, ge=0, lt=RISK_ACTIONS[0])
 
 

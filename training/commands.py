@@ -37,7 +37,7 @@ def train(
     from algospace.config import load_config
     from training.complete import complete_run
     from training.config import PHASES, RunConfig
-    from training.pipeline import run_pipeline
+    from training.pipeline import run_pipeline, stale_phase
 
     console = Console(stderr=as_json)
     resolved = load_config(RunConfig, config, overrides or [])
@@ -48,8 +48,10 @@ def train(
     result = run_pipeline(resolved, folder, names, console)
     summary: dict[str, Any] = {"run_dir": str(folder), "mlflow_run_id": result.mlflow_run_id,
                                "phases": {name: phase["metrics"] for name, phase in result.phases.items()}}
-    if not _finished(folder, PHASES):
-        console.print(f"no bundle yet: it needs all of {', '.join(PHASES)}; finished phases are in {folder}")
+    stale = stale_phase(resolved, result.dataset, folder)
+    if stale is not None:
+        console.print(f"no bundle yet: it needs all of {', '.join(PHASES)}, and '{stale}' has not finished with "
+                      f"this configuration and these experts; finished phases are in {folder}")
     else:
         done = complete_run(resolved, result, console)
         summary |= {"bundle": str(done.bundle.directory), "unit": done.unit, "report": str(done.report_path)}
@@ -60,18 +62,13 @@ def train(
         typer.echo(json.dumps(summary, indent=2))
 
 
-def _finished(folder: Path, names: tuple[str, ...]) -> bool:
-    states = [folder / name / "phase.json" for name in names]
-    return all(p.is_file() and json.loads(p.read_text())["status"] == "finished" for p in states)
-
-
 def backtest(
     bundle: Annotated[Path, typer.Option("--bundle", help="a bundle's folder")],
     data: Annotated[Path, typer.Option("--data", help="bars: file, folder or catalog")],
     out: Annotated[Path, typer.Option("--out", help="folder for report.html and report.json")],
     start: Annotated[str | None, typer.Option("--start", help="first date, ISO, UTC")] = None,
     stop: Annotated[str | None, typer.Option("--stop", help="date after the last, ISO, UTC")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="of the dropout masks and the random baseline")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the dropout masks and the random baseline")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Run a bundle over recorded bars, beside every baseline.
@@ -106,6 +103,7 @@ def export(
     from training.bundling import build_bundle
     from training.config import RunConfig
     from training.dataset import open_dataset
+    from training.pipeline import stale_phase
 
     if backend != "onnx":
         raise ConfigError(f"--backend '{backend}': only 'onnx' can be exported so far (README, \"Not yet\")")
@@ -115,7 +113,12 @@ def export(
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: not a run's folder (no config.yaml); give the folder of a finished run")
     config = load_config(RunConfig, folder / "config.yaml")
-    bundle, gate = build_bundle(config, folder, open_dataset(folder), out)
+    dataset = open_dataset(folder)
+    stale = stale_phase(config, dataset, folder)
+    if stale is not None:
+        raise ConfigError(f"{folder}: phase '{stale}' has not finished with this run's configuration and experts; "
+                          f"run `algospace train --config {folder / 'config.yaml'} --run-dir {folder}` first")
+    bundle, gate = build_bundle(config, folder, dataset, out)
     typer.echo(f"bundle {bundle.id[:12]} in {out}: threshold {gate['threshold']:.3f}, "
                f"promise {'kept' if gate['promise_kept'] else 'not kept: nothing passes'}")
 

@@ -35,11 +35,11 @@ class SyntheticMarketConfig(FrozenConfig):
 
     scenario: str = "easy"
     train_seed: int = 1
-    train_bars: int = 1_000_000
+    train_bars: int = Field(1_000_000, ge=1)
     validation_seed: int = 501
-    validation_bars: int = 60_000
-    test_seeds: tuple[int, ...] = (9001, 9002)
-    test_bars: int = 260_000
+    validation_bars: int = Field(60_000, ge=1)
+    test_seeds: tuple[int, ...] = Field((9001, 9002), min_length=1)
+    test_bars: int = Field(260_000, ge=1)
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Self:
@@ -83,6 +83,13 @@ class RiskPhaseConfig(FrozenConfig):
     env: RiskEnvConfig = RiskEnvConfig()
     mappo: MAPPOSettings = MAPPOSettings(env_steps=100_000, num_shards=1, envs_per_shard=64, segment=32)
 
+    @model_validator(mode="after")
+    def _segments_fill_episodes(self) -> Self:
+        if self.env.episode_trades % self.mappo.segment:  # an ended episode would wait, and be learnt from
+            raise ValueError(f"mrms.env.episode_trades ({self.env.episode_trades}) must be a multiple of "
+                             f"mrms.mappo.segment ({self.mappo.segment})")
+        return self
+
 
 class CorePhaseConfig(FrozenConfig):
     """Phase 3: the main core."""
@@ -106,14 +113,14 @@ class BacktestConfig(FrozenConfig):
     full_run_bars: int = Field(0, ge=0)
     calibration_bars: int = Field(0, ge=0)
     supervised: bool = True
-    supervised_rows: int = 60_000
+    supervised_rows: int = Field(60_000, ge=1)
 
 
 class RunConfig(FrozenConfig):
     """Everything that decides a run's result."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     market: MarketConfig
     embargo_bars: int = Field(2016, ge=0)
     """Base bars left out at the start of validation and test: at least the longest lookback."""

@@ -99,7 +99,7 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     seconds = {"data": time.perf_counter() - started}
     tracker = Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
-                           config.digest(), parent_run_id=_known_parent(run_dir))
+                           config.digest(), parent_run_id=_known_parent(run_dir, config.digest()))
     write_json(run_dir / "run.json", {"mlflow_run_id": tracker.run_id, "config_hash": config.digest(),
                                       "data_hash": dataset.data_hash, "git_commit": git_commit()})
     results: dict[str, dict[str, Any]] = {}
@@ -115,9 +115,11 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     return PipelineResult(run_dir, dataset, results, seconds, tracker.run_id)
 
 
-def _known_parent(run_dir: Path) -> str | None:
+def _known_parent(run_dir: Path, config_hash: str) -> str | None:
+    """The run folder's MLflow run, if it is of this configuration: MLflow's parameters cannot change."""
     path = run_dir / "run.json"
-    return str(json.loads(path.read_text())["mlflow_run_id"]) if path.is_file() else None
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    return str(known["mlflow_run_id"]) if known.get("config_hash") == config_hash else None
 
 
 def phase_hash(name: str, config: RunConfig, dataset: Dataset, run_dir: Path) -> str:
@@ -132,6 +134,15 @@ def phase_hash(name: str, config: RunConfig, dataset: Dataset, run_dir: Path) ->
                               f"run it first: --phases {','.join((*before, name))}")
         parts.append(state["hash"])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def stale_phase(config: RunConfig, dataset: Dataset, run_dir: Path) -> str | None:
+    """The first phase that has not finished with this configuration, data and experts; None if all have."""
+    for name in PHASES:
+        state = _read_state(run_dir / name)
+        if state.get("status") != "finished" or state["hash"] != phase_hash(name, config, dataset, run_dir):
+            return name
+    return None
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

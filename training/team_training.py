@@ -112,6 +112,17 @@ def load_team(folder: Path) -> TrainedTeam:
         raise BundleError(f"{folder}: not a trained team ({error}); train it again") from None
     if sha256_file(folder / _WEIGHTS) != document["weights_sha256"]:
         raise BundleError(f"{folder / _WEIGHTS}: not the content that was saved; train the team again")
-    module = build_team_module(document["spec"])
+    spec = _beside(folder, document["spec"])
+    module = build_team_module(spec)
     module.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
-    return TrainedTeam(document["spec"], module, document["metrics"])
+    return TrainedTeam(spec, module, document["metrics"])
+
+
+def _beside(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """`spec` with the tables of the run that `folder` lies in, which may have been moved or copied since it was
+    trained; opening them checks their hashes."""
+    phase = folder.resolve().parent
+    places = {"market": phase.parent / "tables" / Path(spec["market"]).name, "experts": phase / "experts"}
+    if not all(path.is_dir() for path in places.values()):
+        return spec
+    return spec | {name: str(path) for name, path in places.items()}

@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 
 import training.pipeline as pipeline
+import training.team_training as team_training
 from algospace.config import load_config
 from algospace.errors import ConfigError
 from algospace.marketdata.synthetic import generate, scenario_named
 from training.config import RunConfig
 from training.dataset import nanoseconds, prepare_dataset
-from training.pipeline import PipelineResult, run_pipeline
+from training.pipeline import PipelineResult, run_pipeline, stale_phase
 from training.team_training import load_team
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -72,6 +73,47 @@ def test_a_second_run_reuses_every_phase_and_says_so(finished: PipelineResult) -
     assert "data: reusing" in said
     assert [f"{name}: reusing the finished phase" in said for name in again.phases] == [True] * 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(finished.run_dir).items())
+
+
+def test_teams_of_other_experts_are_stale(finished: PipelineResult, tmp_path: Path) -> None:
+    """After `--phases rde` with other settings no bundle may join the new RDE and the old teams."""
+    def stale(*changes: str) -> str | None:
+        return stale_phase(tiny(*changes), finished.dataset, tmp_path)
+
+    for name in ("rde", "mrms", "core"):
+        shutil.copytree(finished.run_dir / name, tmp_path / name)
+    assert stale() is None
+    assert stale("core.mappo.gamma=0.9") == "core"
+    assert stale("rde.epochs=2") == "rde"
+    state = json.loads((tmp_path / "rde" / "phase.json").read_text())
+    retrained = pipeline.phase_hash("rde", tiny("rde.epochs=2"), finished.dataset, tmp_path)
+    (tmp_path / "rde" / "phase.json").write_text(json.dumps({**state, "hash": retrained}))
+    assert stale("rde.epochs=2") == "mrms"
+    (tmp_path / "core" / "phase.json").unlink()
+    (tmp_path / "rde" / "phase.json").write_text(json.dumps(state))
+    assert stale() == "core"
+
+
+def test_a_moved_run_opens(finished: PipelineResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run from a cluster opens on a laptop: its teams read the tables beside them."""
+    opened: list[Path] = []
+    plain = team_training.build_team_module
+
+    def build(spec: dict[str, Any]) -> Any:
+        opened.extend(Path(spec[name]) for name in ("market", "experts"))
+        return plain(spec)
+
+    monkeypatch.setattr(team_training, "build_team_module", build)
+    moved = Path(shutil.copytree(finished.run_dir, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow*")))
+    team = load_team(moved / "core" / "team")
+    assert opened == [moved / "tables" / "train-1", moved / "core" / "experts"]
+    assert all(torch.equal(tensor, weights(finished.run_dir)[name]) for name, tensor in
+               team.module.state_dict().items())
+
+
+def test_another_configuration_is_another_run_in_the_history(finished: PipelineResult) -> None:
+    assert pipeline._known_parent(finished.run_dir, tiny().digest()) == finished.mlflow_run_id
+    assert pipeline._known_parent(finished.run_dir, tiny("core.mappo.gamma=0.9").digest()) is None
 
 
 class Interruption(Exception):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from algospace.config import FrozenConfig
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Ramp(FrozenConfig):
@@ -30,28 +35,28 @@ class MAPPOSettings(FrozenConfig):
     A batch has num_shards · envs_per_shard segments of `segment` decisions; `minibatches` splits segments.
     """
 
-    env_steps: int = 4_000_000
-    num_shards: int = 2
-    envs_per_shard: int = 128
-    segment: int = 128
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
+    env_steps: Count = 4_000_000
+    num_shards: Count = 2
+    envs_per_shard: Count = 128
+    segment: Count = 128
+    gamma: Share = 0.99
+    gae_lambda: Share = 0.95
     clip_param: float = 0.2
     value_clip: float = 0.2
     huber_delta: float = 10.0
     value_coeff: float = 0.5
-    epochs: int = 2
-    minibatches: int = 8
+    epochs: Count = 2
+    minibatches: Count = 8
     grad_clip: float = 10.0
     adam_epsilon: float = 1e-5
     learning_rate: Ramp = Ramp(start=1e-3, end=1e-4)
     entropy: Ramp = Ramp(start=0.01, end=0.0)
     cost_scale: Ramp = Ramp(start=1.0, end=1.0)
     mirror: bool = True
-    num_env_runners: int = 0
-    num_learners: int = 0
-    torch_threads: int = 1
-    checkpoint_every: int = 20
+    num_env_runners: int = Field(0, ge=0)
+    num_learners: int = Field(0, ge=0)
+    torch_threads: Count = 1
+    checkpoint_every: Count = 20
 
     @model_validator(mode="after")
     def _check(self) -> MAPPOSettings:
