@@ -65,7 +65,7 @@ def _volume_ratio(s: Any, volume: float) -> float:
 
 @nb.njit(cache=True)
 def _return_statistics(returns: FloatArray, out: FloatArray) -> None:
-    """Sample standard deviation (ddof 1) and lag-1 autocorrelation (0 where the returns do not vary)."""
+    """Standard deviation (ddof 0) and lag-1 autocorrelation (0 where the returns do not vary)."""
     n = returns.size
     # two sums, even and odd places: half the length of the chain of additions, which is what this costs
     even, odd = 0.0, 0.0
@@ -85,5 +85,5 @@ def _return_statistics(returns: FloatArray, out: FloatArray) -> None:
         before = second
     squares = squares_even + squares_odd
     products = products_even + products_odd
-    out[0] = np.sqrt(squares / (n - 1))
+    out[0] = np.sqrt(squares / n)
     out[1] = products / squares if squares > 0.0 else 0.0
