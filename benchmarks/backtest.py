@@ -49,7 +49,7 @@ def market(bars: int, seed: int = 0) -> Any:
     return Rows(symbol="ES", ts_close=np.arange(1, bars + 1) * BASE_BAR_NS, open=open_, close=close,
                 high=np.maximum(open_, close) + spread[0], low=np.minimum(open_, close) - spread[1],
                 roll=np.ones(bars), day=(np.arange(bars) // 276).astype(np.int32),
-                decision=np.ones(bars, np.bool_))
+                filled=np.zeros(bars, np.bool_), decision=np.ones(bars, np.bool_))
 
 
 def orders_for(table: Any) -> OrderArrays:

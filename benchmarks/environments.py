@@ -49,7 +49,8 @@ def random_market(rows: int) -> MarketTable:
         high=np.maximum(open_, close) + 0.25 * rng.integers(0, 8, rows),
         low=np.minimum(open_, close) - 0.25 * rng.integers(0, 8, rows), close=close, roll=np.ones(rows),
         atr=np.full(rows, 4.0), atr_30m=np.full(rows, 10.0), day=(np.arange(rows) // 276).astype(np.int32),
-        clock=np.zeros((rows, 2), np.float32), decision=np.ones(rows, np.bool_),
+        clock=np.zeros((rows, 2), np.float32), filled=np.zeros(rows, np.bool_),
+        decision=np.ones(rows, np.bool_),
         synergy=np.zeros((rows, 3), np.float32), synergy_event=np.zeros(rows, np.bool_),
         row_30m=(np.arange(rows) // 6).astype(np.int32), tactical=tactical, strategic=strategic, regime=regime)
 

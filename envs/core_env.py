@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from algospace.execution.mechanics import ACCOUNT_DTYPE, FILL_DTYPE, MAX_FILLS_PER_BAR, advance, open_account
+from algospace.execution.mechanics import (
+    ACCOUNT_DTYPE,
+    FILL_DTYPE,
+    MAX_FILLS_PER_BAR,
+    advance,
+    open_account,
+    pass_bar,
+)
 from algospace.instruments import Instrument
 from algospace.risk.limits import limit_contracts
 from algospace.types import AnyArray, Float32Array
@@ -63,6 +70,7 @@ class CoreEnv:
         self.end = self.row + self.config.episode_bars
         self.sign = -1.0 if flip else 1.0
         self.alive = True
+        self.waiting: tuple[float, float, float] | None = None  # for the first real bar: position, brackets
         self.mean, self.square = 0.0, 0.0  # of the differential ratios
         equity = 1.0 if self.is_unit else self.config.initial_equity
         open_account(self._accounts[0], equity, float(self.table.close[self.row]), int(self.table.day[self.row]))
@@ -177,15 +185,16 @@ class CoreEnv:
                 return 0.0, 0.0
             return 0.0, 1.0 if self.at_end else 0.0
         has_order, want = self._wanted(action)
+        if has_order:
+            self.waiting = (want, self.order[1], self.order[2])
         equity = float(self.account["equity"])
         drawdown = float(self.account["peak"]) - equity
         while True:
             self.row += 1
             if self.is_unit:
-                self._play_unit_bar(want)
+                self._play_unit_bar()
             else:
-                self._play_bar(has_order, want)
-                has_order = False
+                self._play_bar()
             terminated = self._ruined()
             if terminated or self.at_end or self.config.decision_points == "bar" or self._voting_rows[self.row]:
                 break
@@ -197,18 +206,29 @@ class CoreEnv:
         self.alive = not (terminated or truncated)
         return reward, 0.0 if terminated else 1.0
 
-    def _play_bar(self, has_order: bool, want: float) -> None:
-        t, row = self.table, self.row
-        advance(self.account, self._venue, has_order, want, self.order[1], self.order[2], float(t.open[row]),
-                float(t.high[row]), float(t.low[row]), float(t.close[row]), float(t.roll[row]), int(t.day[row]),
-                self._fills)
+    def _due(self) -> tuple[float, float, float] | None:
+        """The waiting order if the present bar is real; a filled bar repeats the close that was observed."""
+        if self.table.filled[self.row]:
+            return None
+        order, self.waiting = self.waiting, None
+        return order
 
-    def _play_unit_bar(self, want: float) -> None:
+    def _play_bar(self) -> None:
+        t, row, order = self.table, self.row, self._due()
+        close, roll, day = float(t.close[row]), float(t.roll[row]), int(t.day[row])
+        if t.filled[row]:
+            pass_bar(self.account, self._venue, close, roll, day, self._fills)
+            return
+        advance(self.account, self._venue, order is not None, *(order or (0.0, 0.0, 0.0)), float(t.open[row]),
+                float(t.high[row]), float(t.low[row]), close, roll, day, self._fills)
+
+    def _play_unit_bar(self) -> None:
         """Constant notional, held from the last close to this one; costs are paid per side."""
         account, table, row = self.account, self.table, self.row
         if int(table.day[row]) != account["day"]:
             account["day"], account["day_start"] = int(table.day[row]), account["equity"]
-        held = float(account["position"])
+        held, order = float(account["position"]), self._due()
+        want = held if order is None else order[0]
         traded = abs(want - held)
         if traded != 0.0:
             account["trades"] += held != 0.0

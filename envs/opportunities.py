@@ -56,6 +56,17 @@ def opportunity_columns(table: MarketTable, config: RiskEnvConfig, first: int,
     return sides, following, np.cumsum(weights)
 
 
+def last_with_exit(filled: BoolArray, first: int, last: int, max_bars: int, stop: int) -> int:
+    """The last row of [first, last] whose bracket is closed before row `stop` at the latest, first - 1 if there
+    is none: entry and exit wait for real bars."""
+    real = np.flatnonzero(~filled[:stop])
+    for row in range(last, first - 1, -1):
+        entry = real[np.searchsorted(real, row + 1):][:1]
+        if entry.size and np.searchsorted(real, entry[0] + max_bars) < real.size:
+            return row
+    return first - 1
+
+
 def _first_at_or_after(mask: BoolArray) -> Int32Array:
     n = mask.size
     position = np.where(mask, np.arange(n), n)

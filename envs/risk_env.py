@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from algospace.execution.mechanics import ACCOUNT_DTYPE, FILL_DTYPE, MAX_FILLS_PER_BAR, advance, open_account
+from algospace.execution.mechanics import (
+    ACCOUNT_DTYPE,
+    FILL_DTYPE,
+    MAX_FILLS_PER_BAR,
+    advance,
+    open_account,
+    pass_bar,
+)
 from algospace.instruments import Instrument
 from algospace.risk.limits import limit_contracts
 from algospace.types import AnyArray, Float32Array, FloatArray
@@ -168,18 +175,33 @@ class RiskEnv:
         return reward, 0.0 if ruined else 1.0
 
     def _play_bracket(self, want: float, stop: float, target: float) -> int:
-        """Bars from the entry to the exit, which is at the open after `max_bars` at the latest; its row."""
-        row = self.row + 1
+        """Bars from the entry to the exit, which is at the first real open after `max_bars` at the latest; its
+        row. The entry, too, waits for the first real bar."""
+        row = self._pass_filled(self.row + 1)
         self._play_bar(row, True, want, stop, target)
         for _ in range(self.config.max_bars - 1):
             if self.account["position"] == 0.0:
                 return row
             row += 1
-            self._play_bar(row, False, 0.0, stop, target)
+            if self.table.filled[row]:
+                self._pass_bar(row)
+            else:
+                self._play_bar(row, False, 0.0, stop, target)
         if self.account["position"] != 0.0:
-            row += 1
+            row = self._pass_filled(row + 1)
             self._play_bar(row, True, 0.0, stop, target)
         return row
+
+    def _pass_filled(self, row: int) -> int:
+        """Pass over filled bars from `row` on; the row of the first real one."""
+        while self.table.filled[row]:
+            self._pass_bar(row)
+            row += 1
+        return row
+
+    def _pass_bar(self, row: int) -> None:
+        t = self.table
+        pass_bar(self.account, self._venue, float(t.close[row]), float(t.roll[row]), int(t.day[row]), self._fills)
 
     def _differential_sortino(self, x: float) -> float:
         """Moody and Saffell 2001 (doi:10.1109/72.935097), clipped."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 
-from algospace.execution.mechanics import advance, open_account
+from algospace.execution.mechanics import advance, open_account, pass_bar
 from algospace.risk.limits import limit_contracts
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, Int32Array, IntArray
 from envs.config import STOP_ATRS, STOP_BEYOND_LVN, TARGET_RS
@@ -39,6 +39,7 @@ class RiskMarket(NamedTuple):
     roll: FloatArray
     atr: FloatArray
     day: Int32Array
+    filled: BoolArray        # nobody traded: orders wait
     lvn: FloatArray          # (n, 2) signed distance from the close in points (NaN: none), strength 0..100
     sides: AnyArray          # (2, n) int8 direction of a synergy or momentum opportunity
     following: Int32Array    # (3, n) first opportunity of each source at or after a row, -1 if there is none
@@ -198,19 +199,22 @@ def _differential_sortino(moments: FloatArray, eta: float, x: float) -> float:
 @nb.njit(cache=True)
 def _play_bracket(account: Any, market: Any, venue: Any, fills: AnyArray, row: int, want: float, stop: float,
                   target: float, max_bars: int) -> int:
-    """Open `want` contracts after `row` and play bars until flat; still open after `max_bars`, it is closed at
-    the next open. Returns the row of the exit."""
-    has_order = True
-    for bar in range(max_bars + 1):
+    """Open `want` contracts at the first real open after `row` and play bars until flat; still open `max_bars`
+    from the entry on, it is closed at the next real open. Returns the row of the exit."""
+    has_order, bars = True, 0  # bars since the entry, filled ones too
+    while has_order or account.position != 0.0:
         row += 1
-        if bar == max_bars:
+        if bars == max_bars:
             has_order = True
             want = 0.0
+        if market.filled[row]:
+            pass_bar(account, venue, market.close[row], market.roll[row], market.day[row], fills)
+            bars += bars > 0
+            continue
         advance(account, venue, has_order, want, stop, target, market.open[row], market.high[row], market.low[row],
                 market.close[row], market.roll[row], market.day[row], fills)
         has_order = False
-        if account.position == 0.0:
-            break
+        bars += 1
     return row
 
 

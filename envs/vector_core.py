@@ -91,6 +91,7 @@ def pack_bars(table: MarketTable, voting: BoolArray) -> AnyArray:
         bars[name] = getattr(table, name)
     bars["bar_return"] = bar_returns(table)
     bars["voting"] = voting
+    bars["filled"] = table.filled
     return read_only(bars)
 
 
@@ -126,14 +127,16 @@ def empty_batch(num_envs: int, market: Market, rules: Rules) -> Batch:
         alive=np.zeros(num_envs, np.bool_), voting=np.zeros(num_envs, np.bool_),
         episodes=np.full(num_envs, -1, np.int64), moments=np.zeros((num_envs, 2)),
         opportunity=np.zeros(num_envs, np.int8), asked=np.zeros(num_envs, np.bool_),
-        action_mask=np.zeros((num_envs, 3), np.bool_), order=np.zeros((num_envs, 3)))
+        action_mask=np.zeros((num_envs, 3), np.bool_), order=np.zeros((num_envs, 3)),
+        pending=np.zeros(num_envs, np.bool_), waiting=np.zeros((num_envs, 3)))
 
 
 class VectorCoreEnv:
     """E core environments in step, each a random episode of rows [start, stop) of one market table.
 
     Cycle: `begin_segment`, then T times `observe`, `vote`, `execute`. The reward is the change of equity, net
-    of costs, over the step in units of `risk_unit`. All randomness is a hash of (seed, first_env + e, episode).
+    of costs, over the step in units of `risk_unit`. An order waits while bars are filled (missing) and executes at
+    the first real open. All randomness is a hash of (seed, first_env + e, episode).
 
     An environment that terminates (ruin, daily loss limit) stays dead, with reward and discount 0, until
     `begin_segment`; where decisions are made on every bar its row keeps advancing, so that the row of step t

@@ -12,7 +12,7 @@ from algospace.instruments import Instrument
 from algospace.instruments import instrument as find_instrument
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, Int32Array
 from envs.config import SIZE_CHOICES, STOP_CHOICES, TARGET_CHOICES, RiskEnvConfig
-from envs.opportunities import low_volume_nodes, opportunity_columns
+from envs.opportunities import last_with_exit, low_volume_nodes, opportunity_columns
 from envs.risk_kernels import (
     RISK_FEATURES,
     RiskBatch,
@@ -36,12 +36,16 @@ def build_risk_market(table: MarketTable, instrument: Instrument, config: RiskEn
     if start < 0 or last < first:
         raise ConfigError(f"rows {start} to {stop} of {table.symbol} (length {len(table)}) are too few for "
                           f"brackets of {config.max_bars} bars; lower max_bars or widen the split")
+    last = last_with_exit(table.filled, first, last, config.max_bars, min(stop, len(table)))
+    if last < first:
+        raise ConfigError(f"rows {start} to {stop} of {table.symbol} end in missing bars: no bracket of "
+                          f"{config.max_bars} bars can be closed; lower max_bars or widen the split")
     nodes = low_volume_nodes(table) if lvn is None else np.asarray(lvn, np.float64)
     if nodes.shape != (len(table), 2):
         raise ConfigError(f"lvn has shape {nodes.shape}, expected {(len(table), 2)}")
     sides, following, cumulative = opportunity_columns(table, config, first, last)
-    columns = (table.open, table.high, table.low, table.close, table.roll, table.atr, table.day, nodes, sides,
-               following)
+    columns = (table.open, table.high, table.low, table.close, table.roll, table.atr, table.day, table.filled,
+               nodes, sides, following)
     commission = instrument.commission if config.commission is None else config.commission
     slippage = config.slippage_ticks * instrument.tick_size
     rules = RiskRules(

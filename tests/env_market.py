@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from algospace.features.market_table import MarketTable
 from algospace.features.matrix_schema import MatrixConfig, MatrixSchema, MatrixSpec, column_specs
-from algospace.types import BASE_BAR_NS, Bars, Float32Array
+from algospace.types import BASE_BAR_NS, AnyArray, Bars, BoolArray, Float32Array
 
 TICK = 0.25
 
@@ -21,6 +22,25 @@ def small_schema() -> MatrixSchema:
         return MatrixSpec(window, column_specs(names, {}))
 
     return MatrixSchema(spec(config.strategic, 4), spec(config.tactical, 6), spec(config.regime, 4), 5.0, 50.0)
+
+
+def filled_stretches(seed: int, n: int, starts: AnyArray) -> BoolArray:
+    """(n,) True in stretches of 1 to 11 rows from the rows where `starts` is True; never on the first row."""
+    filled, lengths = np.zeros(n, np.bool_), np.random.default_rng(seed + 7).integers(1, 12, n)
+    for row in np.flatnonzero(starts):
+        filled[row:row + lengths[row]] = True
+    filled[:1] = False
+    return filled
+
+
+def fill_in(table: Any, filled: AnyArray) -> None:
+    """Make the rows where `filled` is True missing bars: the close before (in the new contract at a roll)."""
+    for row in np.flatnonzero(filled):
+        price = table.close[row - 1] * table.roll[row]
+        for column in (table.open, table.high, table.low, table.close):
+            column[row] = price
+    table.filled[:] = filled
+    table.decision[filled] = False
 
 
 def random_table(seed: int, n: int = 400, rolls: bool = True, step: float = 4.0) -> MarketTable:
@@ -40,7 +60,7 @@ def random_table(seed: int, n: int = 400, rolls: bool = True, step: float = 4.0)
         price = close[i]
     high = np.maximum(open_, close) + TICK * rng.integers(0, 12, n)
     low = np.minimum(open_, close) - TICK * rng.integers(0, 12, n)
-    filled = rng.random(n) < 0.05
+    filled = filled_stretches(seed, n, rng.random(n) < 0.05)
     event = rng.random(n) < 0.08
     schema, slow = small_schema(), n // 6 + 1
     direction = np.where(event, rng.choice([-1.0, 1.0], n), 0.0)
@@ -48,14 +68,22 @@ def random_table(seed: int, n: int = 400, rolls: bool = True, step: float = 4.0)
     def matrix(rows: int, spec: MatrixSpec) -> Float32Array:
         return rng.normal(0.0, 1.0, (rows, spec.width)).astype(np.float32)
 
-    return MarketTable(
+    table = MarketTable(
         symbol="SYNTH", schema=schema, ts_close=(np.arange(n, dtype=np.int64) + 1) * BASE_BAR_NS, open=open_,
         high=high, low=low, close=close, roll=roll, atr=np.abs(rng.normal(2.0 * step, step / 2, n)) + TICK,
         atr_30m=np.full(n, 5.0 * step), day=(np.arange(n) // 40 + 20_000).astype(np.int32),
-        clock=rng.uniform(-1.0, 1.0, (n, 2)).astype(np.float32), decision=~filled & (np.arange(n) >= 24),
+        clock=rng.uniform(-1.0, 1.0, (n, 2)).astype(np.float32), filled=filled, decision=np.arange(n) >= 24,
         synergy=np.stack([event * 0.25, direction, event * 0.3], axis=1).astype(np.float32),
         synergy_event=event, row_30m=(np.arange(n) // 6).astype(np.int32), tactical=matrix(n, schema.tactical),
         strategic=matrix(slow, schema.strategic), regime=matrix(slow, schema.regime))
+    fill_in(table, filled)
+    return table
+
+
+def without_gaps(table: MarketTable) -> MarketTable:
+    """The same rows, all of them real and decision points."""
+    n = len(table)
+    return dataclasses.replace(table, filled=np.zeros(n, np.bool_), decision=np.ones(n, np.bool_))
 
 
 def random_proposals(seed: int, table: MarketTable) -> Float32Array:

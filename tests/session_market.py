@@ -11,6 +11,7 @@ from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.replay import OrderArrays
 from algospace.execution.result import REASONS
 from algospace.types import BASE_BAR_NS, AnyArray, Bars
+from tests.env_market import fill_in, filled_stretches
 
 START_NS = 1_700_000_100_000_000_000 // BASE_BAR_NS * BASE_BAR_NS
 
@@ -28,6 +29,7 @@ class SmallTable:
     roll: AnyArray
     atr: AnyArray
     day: AnyArray
+    filled: AnyArray
     decision: AnyArray
 
     def __len__(self) -> int:
@@ -35,8 +37,9 @@ class SmallTable:
 
 
 def random_table(seed: int, n: int = 300, rolls: int = 0, gaps: float = 0.05, tick: float = 0.25,
-                 bars_per_day: int = 60) -> Any:
-    """A random walk on the tick grid with gaps between bars and futures rolls."""
+                 bars_per_day: int = 60, missing: float = 0.0) -> Any:
+    """A random walk on the tick grid with gaps between bars and futures rolls; at a share `missing` of the rows a
+    stretch of filled bars begins."""
     rng = np.random.default_rng(seed)
     steps = rng.integers(-8, 9, n) * tick
     jump = np.where(rng.random(n) < gaps, rng.integers(-60, 61, n) * tick, rng.integers(-1, 2, n) * tick)
@@ -53,8 +56,11 @@ def random_table(seed: int, n: int = 300, rolls: int = 0, gaps: float = 0.05, ti
     low = np.minimum(open_, close) - rng.integers(0, 10, n) * tick
     day = 19_000 + np.arange(n) // bars_per_day
     ts_close = START_NS + np.arange(1, n + 1) * BASE_BAR_NS
-    return SmallTable("ES", ts_close, open_, high, low, close, roll, np.full(n, 8.0), day.astype(np.int32),
-                      rng.random(n) < 0.9)
+    table = SmallTable("ES", ts_close, open_, high, low, close, roll, np.full(n, 8.0), day.astype(np.int32),
+                       np.zeros(n, np.bool_), rng.random(n) < 0.9)
+    if missing:
+        fill_in(table, filled_stretches(seed, n, rng.random(n) < missing))
+    return table
 
 
 def random_orders(seed: int, table: Any, start: int, stop: int, rate: float = 0.3) -> OrderArrays:

@@ -20,6 +20,7 @@ import pandas as pd
 from algospace import __version__
 from algospace.errors import ConfigError
 from algospace.features import FeatureTable, build
+from algospace.features.market_table import FORMAT as TABLE_FORMAT
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import Normaliser, assemble
 from algospace.features.matrix_schema import MatrixSchema
@@ -119,7 +120,7 @@ def _dataset_hash(config: RunConfig, bars: Bars | None) -> str:
     digest = hashlib.sha256()
     for part in (config.market, config.features, config.matrices):
         digest.update(part.digest().encode())
-    digest.update(f"{config.embargo_bars} {__version__}".encode())
+    digest.update(f"{config.embargo_bars} {__version__} {TABLE_FORMAT}".encode())
     if bars is not None:
         for array in (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract):
             digest.update(np.ascontiguousarray(array).data)

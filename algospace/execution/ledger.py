@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from algospace.errors import InternalError
-from algospace.execution.journal import Filled, Marked, Opened, Ordered, Record
+from algospace.execution.journal import Decided, Filled, Marked, Opened, Ordered, Record
 from algospace.execution.mechanics import (
     ACCOUNT_DTYPE,
     FILL_DTYPE,
@@ -45,12 +45,16 @@ def fold(journal: Iterable[Record], price: float | None = None) -> AnyArray:
 
 
 def open_orders(journal: Iterable[Record]) -> list[Ordered]:
-    """Orders that were recorded and that no later row has played: they may or may not have been sent."""
+    """Orders that were recorded and that no later row has played: they may or may not have been sent.
+
+    A later fill or decision shows that they were played; a new trading day or a roll does not, because an order
+    waits through filled bars, where both may happen.
+    """
     pending: list[Ordered] = []
     for record in journal:
         if isinstance(record, Ordered):
             pending.append(record)
-        else:
+        elif isinstance(record, Decided) or (isinstance(record, Filled) and record.cause != FillCause.ROLL.name):
             pending = [order for order in pending if record.row <= order.row]
     return pending
 

@@ -1,10 +1,11 @@
 """Market mechanics: what one bar does to one account. The only such code; environments, backtest and the
 simulated venue all call it.
 
-A decision at the close of bar t is carried out in bar t+1: the market order fills at the open +- slippage;
-brackets rest from the fill on. A gap through a level fills at the open; a stop inside the bar fills at its
-trigger plus slippage; a target only if the bar trades at least one tick through it. If one bar touches both,
-`intrabar` decides: pessimistic (stop first) or infer (a bar that closes below its open saw its high first).
+A decision at the close of bar t is carried out in bar t+1, or in the first real bar after it if bars are missing
+(filled bars, see `pass_bar`): the market order fills at the open +- slippage; brackets rest from the fill on. A
+gap through a level fills at the open; a stop inside the bar fills at its trigger plus slippage; a target only if
+the bar trades at least one tick through it. If one bar touches both, `intrabar` decides: pessimistic (stop first)
+or infer (a bar that closes below its open saw its high first).
 Prices are raw points; at a futures roll every level is rescaled and the position pays a close and an open.
 """
 
@@ -203,6 +204,27 @@ def carry_order(account: Any, venue: Any, want: float, stop_distance: float, tar
             account.stop = price - side * stop_distance
         if target_distance > 0.0:
             account.target = price + side * target_distance
+    return count
+
+
+@nb.njit(cache=True)
+def pass_bar(account: Any, venue: Any, close: float, roll: float, day: int, fills: AnyArray) -> int:
+    """A filled bar: nobody traded, so nothing fills. Trading day, roll and mark are brought up to date.
+
+    Its price is the close that was observed before it: an order waits for the open of the first real bar.
+    Returns the number of records written to `fills` (a roll's).
+    """
+    count = 0
+    if day != account.day:
+        account.day = day
+        account.day_start = account.equity
+    if roll != 1.0:
+        count = _roll_position(account, venue, roll, fills, count)
+    _settle(account, venue.multiplier, close)
+    if account.position != 0.0:
+        account.bars_in_trade += 1
+    if account.equity > account.peak:
+        account.peak = account.equity
     return count
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from algospace.execution.mechanics import FillCause, advance
+from algospace.execution.mechanics import FillCause, advance, pass_bar
 from algospace.risk.limits import limit_contracts
 from algospace.types import AnyArray, FloatArray
 
@@ -71,13 +71,16 @@ def _finer_exit(trial: Any, venue: Any, has_order: bool, want: float, stop_dista
 @nb.njit(cache=True)
 def play(accounts: AnyArray, spare: AnyArray, venues: AnyArray, has_order: bool, want: float,
          stop_distance: float, target_distance: float, open_: float, high: float, low: float, close: float,
-         roll: float, day: int, finer: FloatArray, first: int, last: int, fills: AnyArray) -> int:
+         roll: float, day: int, filled: bool, finer: FloatArray, first: int, last: int, fills: AnyArray) -> int:
     """`advance` accounts[0] over one base bar; where one bar reaches both levels, finer bars decide.
 
     Finer bars are columns [first, last) of `finer` (4, n); none means the venue's intrabar rule. They decide
-    which level came first, the base bar's mechanics carry it out. `spare` is (2,) scratch accounts.
+    which level came first, the base bar's mechanics carry it out. `spare` is (2,) scratch accounts. A filled bar
+    is passed over: its caller keeps the order for the first real bar.
     Returns the number of records written to `fills`.
     """
+    if filled:
+        return pass_bar(accounts[0], venues[AS_CONFIGURED], close, roll, day, fills)
     if last <= first:
         return advance(accounts[0], venues[AS_CONFIGURED], has_order, want, stop_distance, target_distance,
                        open_, high, low, close, roll, day, fills)
@@ -109,11 +112,12 @@ def play(accounts: AnyArray, spare: AnyArray, venues: AnyArray, has_order: bool,
 @nb.njit(cache=True)
 def play_into(source: AnyArray, result: AnyArray, spare: AnyArray, venues: AnyArray, has_order: bool, want: float,
               stop_distance: float, target_distance: float, open_: float, high: float, low: float, close: float,
-              roll: float, day: int, finer: FloatArray, first: int, last: int, fills: AnyArray) -> int:
+              roll: float, day: int, filled: bool, finer: FloatArray, first: int, last: int,
+              fills: AnyArray) -> int:
     """`play` on a copy: result[0] is the account after the bar, source[0] stays as it was."""
     result[0] = source[0]
     return play(result, spare, venues, has_order, want, stop_distance, target_distance, open_, high, low, close,
-                roll, day, finer, first, last, fills)
+                roll, day, filled, finer, first, last, fills)
 
 
 @nb.njit(cache=True)

@@ -78,6 +78,7 @@ def run_precomputed(table: MarketTable, start: int, stop: int, orders: OrderArra
         raise ValueError(f"order at row {start + int(stray[0])}, which is not a decision point")
     ts_close = np.ascontiguousarray(table.ts_close[start:stop], np.int64)
     day = np.ascontiguousarray(table.day[start:stop], np.int64)
+    filled = np.ascontiguousarray(table.filled[start:stop], np.bool_)
     roll = np.ascontiguousarray(table.roll[start:stop], np.float64)
     open_, high, low, close = (np.ascontiguousarray(p[start:stop], np.float64)
                                for p in (table.open, table.high, table.low, table.close))
@@ -90,10 +91,10 @@ def run_precomputed(table: MarketTable, start: int, stop: int, orders: OrderArra
     open_account(account[0], initial_equity, close[0], int(day[0]))
     count = _run(account, venue.venues, (limits or LimitsConfig()).record().reshape(1), limits is not None,
                  reverse, orders.want, orders.stop_distance, orders.target_distance, orders.has_order, open_,
-                 high, low, close, roll, day, venue.finer, first, last, equity, position, sent, limit, log)
+                 high, low, close, roll, day, filled, venue.finer, first, last, equity, position, sent, limit, log)
     fills = log[:count].copy()
     fills["row"] += start
-    confidence = _opening_confidence(fills, start, orders.confidence)
+    confidence = _opening_confidence(fills, start, sent, orders.confidence)
     trades = trades_from_fills(fills, venue.venues[:1], roll[fills["row"] - start], confidence)
     rows = np.arange(start, stop, dtype=np.int64)
     return SessionResult(venue.instrument, venue.venues[0].copy(), rows, ts_close, day, equity, position, fills,
@@ -104,9 +105,9 @@ def run_precomputed(table: MarketTable, start: int, stop: int, orders: OrderArra
 @nb.njit(cache=True)
 def _run(account: AnyArray, venues: AnyArray, limits: AnyArray, limited: bool, reverse: bool, want: FloatArray,
          stop_distance: FloatArray, target_distance: FloatArray, has_order: BoolArray, open_: FloatArray,
-         high: FloatArray, low: FloatArray, close: FloatArray, roll: FloatArray, day: IntArray, finer: FloatArray,
-         first: IntArray, last: IntArray, equity: FloatArray, position: FloatArray, sent: BoolArray,
-         limit: IntArray, log: AnyArray) -> int:
+         high: FloatArray, low: FloatArray, close: FloatArray, roll: FloatArray, day: IntArray, filled: BoolArray,
+         finer: FloatArray, first: IntArray, last: IntArray, equity: FloatArray, position: FloatArray,
+         sent: BoolArray, limit: IntArray, log: AnyArray) -> int:
     """Fill the output arrays; the number of fills logged (rows count from 0)."""
     fills = np.empty(MAX_FILLS_PER_BAR, FILL_DTYPE)
     spare = np.empty(2, ACCOUNT_DTYPE)
@@ -115,7 +116,8 @@ def _run(account: AnyArray, venues: AnyArray, limits: AnyArray, limited: bool, r
     for k in range(open_.size):
         if k > 0:
             count = play(account, spare, venues, pending, holding, stop, target, open_[k], high[k], low[k],
-                         close[k], roll[k], day[k], finer, first[k], last[k], fills)
+                         close[k], roll[k], day[k], filled[k], finer, first[k], last[k], fills)
+            pending = pending and filled[k]
             for i in range(count):
                 log[logged].row = k
                 log[logged].quantity = fills[i].quantity
@@ -125,19 +127,18 @@ def _run(account: AnyArray, venues: AnyArray, limits: AnyArray, limited: bool, r
                 logged += 1
         equity[k] = account[0].equity
         position[k] = account[0].position
-        pending = False
         if has_order[k]:
-            pending, holding, limit[k] = plan_order(account[0], venues[AS_CONFIGURED], limits[0], limited,
-                                                    reverse, want[k], stop_distance[k])
-            stop, target = stop_distance[k], target_distance[k]
-            sent[k] = pending
+            sent[k], wanted, limit[k] = plan_order(account[0], venues[AS_CONFIGURED], limits[0], limited, reverse,
+                                                   want[k], stop_distance[k])
+            if sent[k]:
+                pending, holding, stop, target = True, wanted, stop_distance[k], target_distance[k]
     return logged
 
 
-def _opening_confidence(fills: AnyArray, start: int, confidence: FloatArray) -> FloatArray:
-    """Per fill: the confidence of the decision one row earlier, which is what opened it."""
-    decided = np.maximum(fills["row"] - start - 1, 0)
-    return confidence[decided]
+def _opening_confidence(fills: AnyArray, start: int, sent: BoolArray, confidence: FloatArray) -> FloatArray:
+    """Per fill: the confidence of the last decision that sent an order before its row, which is what opened it."""
+    decided = np.maximum.accumulate(np.where(sent, np.arange(sent.size), 0))
+    return confidence[decided[np.maximum(fills["row"] - start - 1, 0)]]
 
 
 def _decisions(rows: IntArray, decision: BoolArray, orders: OrderArrays, sent: BoolArray,

@@ -3,6 +3,7 @@ different feeds, venues and journals.
 
 For each bar: the venue plays it with the order of the bar before; what it did is journalled, then becomes the
 account; then, at a decision row, the policy is asked and its order journalled, to be carried out in the next bar.
+An order waits while bars are filled (missing): they repeat the close that was observed, where nobody traded.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class MarketBar(NamedTuple):
     close: float
     roll: float
     day: int       # trading day
+    filled: bool   # no trade happened: the close before, repeated
     decision: bool  # the policy may act at this bar's close
 
 
@@ -74,7 +76,7 @@ class TableFeed:
     def __iter__(self) -> Iterator[MarketBar]:
         table = self._table
         columns = (table.ts_close, table.open, table.high, table.low, table.close, table.roll, table.day,
-                   table.decision)
+                   table.filled, table.decision)
         for first in range(self._start, self._stop, _CHUNK):
             last = min(first + _CHUNK, self._stop)
             chunk = [column[first:last].tolist() for column in columns]
@@ -147,7 +149,9 @@ class Session:
         if bar.day != self._account["day"].item():
             self.journal.append(Marked(bar.row, bar.ts_close, bar.day, self._account["mark"].item(),
                                        self._account["peak"].item()))
-        order, self._order = self._order, None
+        order = None
+        if not bar.filled:
+            order, self._order = self._order, None
         count = self.venue.play(self._account, self._after, order, bar)
         if count:
             self._record_fills(bar, order, self.venue.fills[:count])

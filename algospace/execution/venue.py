@@ -35,7 +35,10 @@ class Venue(Protocol):
     fills: AnyArray   # FILL_DTYPE records of the last bar
 
     def play(self, account: AnyArray, after: AnyArray, order: Order | None, bar: MarketBar) -> int:
-        """Write the account after `bar` into after[0], leave account[0] alone; the number of fills."""
+        """Write the account after `bar` into after[0], leave account[0] alone; the number of fills.
+
+        A filled bar comes without an order: the session keeps it for the first real bar.
+        """
         ...
 
 
@@ -77,4 +80,4 @@ class SimulatedVenue:
         placed = NO_ORDER if order is None else order
         return int(play_into(account, after, self._spare, self.venues, order is not None, placed.want,
                              placed.stop_distance, placed.target_distance, bar.open, bar.high, bar.low,
-                             bar.close, bar.roll, bar.day, self.finer, first, last, self.fills))
+                             bar.close, bar.roll, bar.day, bar.filled, self.finer, first, last, self.fills))

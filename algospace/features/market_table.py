@@ -19,7 +19,7 @@ from algospace.files import atomic_directory, sha256_file, write_json
 from algospace.types import BoolArray, Float32Array, FloatArray, Int32Array, IntArray
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class MarketTable:
     level of the old contract times `roll[i]` is the same level in the new one.
     `atr` and `atr_30m` are in raw points. `day` is the trading day (days since 1970).
     `clock` is (hour_sin, hour_cos) of ts_close in exchange time.
+    `filled[i]` is True where no trade happened: the bar repeats the close before it, nothing executes.
     `decision[i]` is True where the policy may act: a real (not filled) bar whose windows are complete.
     `synergy` is (type/4, direction, bars/10); `synergy_event[i]` is True where a synergy was detected on row i.
     `tactical` (n, Ft), `strategic` (m, Fs), `regime` (m, Fr) are normalised feature rows; the window of row i
@@ -49,6 +50,7 @@ class MarketTable:
     atr_30m: FloatArray
     day: Int32Array
     clock: Float32Array
+    filled: BoolArray
     decision: BoolArray
     synergy: Float32Array
     synergy_event: BoolArray

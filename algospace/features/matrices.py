@@ -197,7 +197,8 @@ def assemble(table: FeatureTable, schema: MatrixSchema, instrument: Instrument) 
         atr=base[BASE_ATR] / factor, atr_30m=base[SLOW_ATR] / factor,
         # The bar's own day: a bar that closes at the session's start belongs to the day that ends there.
         day=trading_day(table.ts_close - 1, session.zone, session.day_start_hour).astype(np.int32),
-        clock=np.stack([base["hour_sin"], base["hour_cos"]], axis=1).astype(np.float32), decision=decision,
+        clock=np.stack([base["hour_sin"], base["hour_cos"]], axis=1).astype(np.float32),
+        filled=np.asarray(table.filled, np.bool_), decision=decision,
         synergy=np.stack([base["synergy_type"] / 4.0, base["synergy_direction"], base["synergy_bars"] / 10.0],
                          axis=1).astype(np.float32),
         synergy_event=base["synergy_type"] > 0.0, row_30m=table.row_30m, tactical=tactical, strategic=strategic,

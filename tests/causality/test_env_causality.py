@@ -12,7 +12,7 @@ from envs.config import CoreEnvConfig
 from envs.core_env import CoreEnv
 from envs.observations import Observer
 from envs.vector_core import VectorCoreEnv
-from tests.env_market import random_proposals, random_table
+from tests.env_market import random_proposals, random_table, without_gaps
 
 SYNTH = INSTRUMENTS["SYNTH"]
 EPISODE = 32
@@ -70,8 +70,7 @@ def test_windows_hold_rows_up_to_now_only(seed: int, row: int, sign: float) -> N
 
 
 def test_the_fill_is_at_the_next_open_never_at_the_close_that_was_seen() -> None:
-    table = random_table(2)
-    table = dataclasses.replace(table, decision=np.ones(len(table), bool))
+    table = without_gaps(random_table(2))
     proposals = np.tile(np.array([1.0, 500.0, 0.0], np.float32), (len(table), 2, 1))
     config = CoreEnvConfig(episode_bars=8, initial_equity=5_000_000.0)
     for seed in range(20):

@@ -27,7 +27,7 @@ class Table(SimpleNamespace):
 
 
 def env_table(seed):
-    table = random_table(seed, n=N, rolls=3)
+    table = random_table(seed, n=N, rolls=3, missing=0.05)
     columns = {field.name: getattr(table, field.name) for field in fields(SmallTable)}
     return Table(**columns, clock=np.zeros((N, 2), np.float32), synergy_event=np.zeros(N, bool))
 

@@ -14,6 +14,7 @@ from algospace.execution.mechanics import (
     FillCause,
     advance,
     open_account,
+    pass_bar,
 )
 from algospace.execution.replay import OrderArrays, run_precomputed
 from algospace.execution.session import Session, TableFeed
@@ -41,7 +42,7 @@ def assert_equal_results(left, right):
 @given(seed=st.integers(0, 10_000), intrabar=st.sampled_from(["pessimistic", "infer"]), reverse=st.booleans(),
        limited=st.booleans(), finer=st.booleans())
 def test_precomputed_run_equals_session(seed, intrabar, reverse, limited, finer):
-    table = random_table(seed, rolls=3)
+    table = random_table(seed, rolls=3, missing=0.05)
     orders = random_orders(seed + 1, table, 10, 290)
     bars = finer_bars(table, 5, seed) if finer else None
     venue = SimulatedVenue(instrument("ES"), intrabar=intrabar, finer=bars)
@@ -52,24 +53,31 @@ def test_precomputed_run_equals_session(seed, intrabar, reverse, limited, finer)
     assert slow.trades.size > 0
 
 
-def test_session_equals_a_literal_loop_over_the_mechanics():
-    table = random_table(5, rolls=2)
-    orders = random_orders(6, table, 0, 300)
+@pytest.mark.parametrize("seed", range(4))
+def test_session_equals_a_literal_loop_over_the_mechanics(seed):
+    table = random_table(seed, rolls=2, missing=0.05)
+    orders = random_orders(seed + 1, table, 0, 300, rate=0.8)
     venue = SimulatedVenue(instrument("ES"))
     result = run_precomputed(table, 0, 300, orders, venue)
     accounts, fills = np.zeros(1, ACCOUNT_DTYPE), np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
     account = accounts[0]
     open_account(account, 100_000.0, table.close[0], int(table.day[0]))
-    equity, order = [100_000.0], None
+    equity, order, none = [100_000.0], None, (False, 0.0, 0.0, 0.0)
+    waited = 0
     for k in range(300):
         if k > 0:
-            has_order, want, stop, target = order
-            advance(account, venue.venues[0], has_order, want, stop, target, table.open[k], table.high[k],
-                    table.low[k], table.close[k], table.roll[k], int(table.day[k]), fills)
+            if table.filled[k]:
+                pass_bar(account, venue.venues[0], table.close[k], table.roll[k], int(table.day[k]), fills)
+                waited += order is not None
+            else:
+                advance(account, venue.venues[0], *(order or none), table.open[k], table.high[k], table.low[k],
+                        table.close[k], table.roll[k], int(table.day[k]), fills)
+                order = None
             equity.append(float(account["equity"]))
         held, want = account["position"], orders.want[k]
-        asked = orders.has_order[k] and held * want <= 0.0 and (want != 0.0 or held != 0.0)
-        order = (bool(asked), want, orders.stop_distance[k], orders.target_distance[k])
+        if orders.has_order[k] and held * want <= 0.0 and (want != 0.0 or held != 0.0):
+            order = (True, want, orders.stop_distance[k], orders.target_distance[k])
+    assert waited > 0, "no order waited: the market must hold such cases"
     np.testing.assert_array_equal(result.equity, np.array(equity))
 
 

@@ -13,7 +13,7 @@ from envs import checks
 from envs.config import CoreEnvConfig, RiskEnvConfig
 from envs.vector_core import VectorCoreEnv
 from envs.vector_risk import VectorRiskEnv
-from tests.env_market import negated, random_proposals, random_table
+from tests.env_market import negated, random_proposals, random_table, without_gaps
 
 SYNTH = INSTRUMENTS["SYNTH"]
 ENVS = 8
@@ -108,9 +108,9 @@ def test_nobody_is_asked_where_no_decision_is_due(seed: int, points: str) -> Non
         assert (env.opportunity[due] == 1).all()
         assert not env.proposal[~due].any()
         seen += int((~due).sum())
-        position = env.accounts["position"].copy()
+        position, waiting = env.accounts["position"].copy(), env.get_state()["pending"]
         env.execute(np.full(ENVS, 1 + t % 2, np.int8), rewards, discounts)
-        untouched = ~due & (position != 0.0) & (env.accounts["position"] != 0.0) & (points == "bar")
+        untouched = ~due & ~waiting & (position != 0.0) & (env.accounts["position"] != 0.0) & (points == "bar")
         assert (env.accounts["position"][untouched] == position[untouched]).all()
     assert seen > 0
 
@@ -123,8 +123,10 @@ def test_no_position_exceeds_the_hard_limits(seed: int, per_trade: float, most: 
     core = core_env(table, seed, limits=limits)
     risk = VectorRiskEnv(table, SYNTH, RiskEnvConfig(limits=limits, max_bars=20), 30, len(table), ENVS, seed)
     for env in (core, risk):
+        before = env.accounts.copy()
         for t in range(40):
-            before = env.accounts.copy()
+            real = ~table.filled[env.rows]  # an order waits through filled bars, sized before them
+            before[real] = env.accounts[real]
             checks.take_step(env, checks.choices(env, seed, t))
             account = env.accounts
             assert (np.abs(account["position"]) <= most).all()
@@ -158,7 +160,7 @@ def test_opening_and_closing_at_once_costs_exactly_the_costs(mechanics: str) -> 
     """On a market that stands still a round trip loses two commissions and two slippages, times the scale."""
     table = random_table(1, rolls=False)
     flat = {name: np.full(len(table), 5000.0) for name in ("open", "high", "low", "close")}
-    table = dataclasses.replace(table, **flat, decision=np.ones(len(table), bool))
+    table = without_gaps(dataclasses.replace(table, **flat))
     config = CoreEnvConfig(mechanics=mechanics, episode_bars=8)
     proposals = np.tile(np.array([1.0, 20.0, 40.0], np.float32), (len(table), 2, 1))
     env = VectorCoreEnv(table, SYNTH, config, proposals, 30, 300, 2, 1, 1.0)

@@ -23,7 +23,7 @@ ROWS = 60
 
 
 def play(journal, seed=3, rows=ROWS, rolls=1):
-    table = random_table(seed, n=rows, rolls=rolls, bars_per_day=20)
+    table = random_table(seed, n=rows, rolls=rolls, bars_per_day=20, missing=0.05)
     orders = random_orders(seed, table, 0, rows)
     session = Session(ReplayClock(), TableFeed(table), SimulatedVenue(instrument("ES")),
                       ReplayPolicy(orders, 0), None, journal)

@@ -36,7 +36,7 @@ def cash_ledger(table, result):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 100_000), rolls=st.integers(0, 6), gaps=st.sampled_from([0.0, 0.1, 0.5]))
 def test_equity_is_cash_plus_position_value_minus_costs(seed, rolls, gaps):
-    table = random_table(seed, n=200, rolls=rolls, gaps=gaps)
+    table = random_table(seed, n=200, rolls=rolls, gaps=gaps, missing=0.03)
     orders = random_orders(seed + 1, table, 0, 200)
     result = run_precomputed(table, 0, 200, orders, SimulatedVenue(instrument("ES")))
     equity, position = cash_ledger(table, result)
@@ -49,7 +49,7 @@ def test_equity_is_cash_plus_position_value_minus_costs(seed, rolls, gaps):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 100_000), rolls=st.integers(0, 6))
 def test_trades_add_up_to_the_equity_curve(seed, rolls):
-    table = random_table(seed, n=200, rolls=rolls)
+    table = random_table(seed, n=200, rolls=rolls, missing=0.03)
     orders = random_orders(seed + 1, table, 0, 200)
     result = run_precomputed(table, 0, 200, orders, SimulatedVenue(instrument("ES")))
     account = result.account[0]
@@ -65,7 +65,7 @@ def test_trades_add_up_to_the_equity_curve(seed, rolls):
 @given(seed=st.integers(0, 100_000), rolls=st.integers(0, 3))
 def test_slippage_paid_is_the_difference_to_a_venue_without_it(seed, rolls):
     """Same fills at unslipped prices: without brackets nothing else depends on slippage."""
-    table = random_table(seed, n=200, rolls=rolls)
+    table = random_table(seed, n=200, rolls=rolls, missing=0.03)
     orders = random_orders(seed + 1, table, 0, 200)
     orders.stop_distance[:] = 0.0
     orders.target_distance[:] = 0.0

@@ -164,6 +164,7 @@ def test_decisions_need_a_real_bar_and_complete_windows(seed: int, holes: list[i
                     and all(np.isfinite(table.slow[name][k - 6:k + 1]).all() for name in schema.regime.names))
         assert market.decision[i] == expected, i
     assert np.isfinite(market.tactical).all()
+    np.testing.assert_array_equal(market.filled, table.filled)
 
 
 def test_stream_equals_batch_to_the_bit(table: FeatureTable, schema: MatrixSchema, market: MarketTable) -> None:
