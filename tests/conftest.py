@@ -33,7 +33,7 @@ def ray_cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray  # only the tests that need it pay for the import
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

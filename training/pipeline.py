@@ -63,7 +63,9 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # "local", or Ray joins whatever cluster was last started on this machine; RAY_ADDRESS chooses one
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+                 logging_level="ERROR")
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def test_a_submitted_job_trains_the_phases(head: dict[str, str], tmp_path: Path)
     run_dir = tmp_path / "job"
     command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "training.run",
                "--config", "configs/quickstart.yaml", "--run-dir", str(run_dir), *TINY]
-    for attempt in range(5):  # the head needs a moment before it takes jobs
+    for _ in range(12):  # the head and its agent need a moment before they take jobs
         done = subprocess.run(command, cwd=REPOSITORY, env=head, capture_output=True, text=True, timeout=900)
-        if done.returncode == 0 or "Failed to connect" not in done.stdout + done.stderr or attempt == 4:
+        if "Failed to connect" not in done.stderr and "No available agent" not in done.stderr:
             break
+        time.sleep(5.0)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "succeeded" in done.stdout
     for phase in ("rde", "mrms", "core"):
