@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             spec = write_market(Path(folder), options.bars)
