@@ -18,7 +18,7 @@ from algospace.execution.mechanics import FillCause
 from algospace.execution.result import SessionResult, slippage_paid
 from algospace.risk.measures import expected_shortfall, value_at_risk
 from algospace.seeding import combine, to_unit
-from algospace.types import AnyArray, FloatArray
+from algospace.types import BASE_BAR_NS, AnyArray, FloatArray
 
 MIN_DAYS_FOR_DAILY = 2
 
@@ -64,9 +64,17 @@ class Metrics:
         return asdict(self)
 
 
-def measure(result: SessionResult, bars_per_year: int | None = None) -> Metrics:
-    """All metrics of a run; `bars_per_year` defaults to the instrument's."""
-    per_year = bars_per_year or result.instrument.session.bars_per_year
+def rows_per_year(result: SessionResult) -> float:
+    """Rows of this run's width in a year of the instrument's session, whose figure is for 5-minute bars."""
+    five_minutes = float(result.instrument.session.bars_per_year)
+    if len(result) < 2:
+        return five_minutes
+    return five_minutes * BASE_BAR_NS / float(np.median(np.diff(result.ts_close)))
+
+
+def measure(result: SessionResult, bars_per_year: float | None = None) -> Metrics:
+    """All metrics of a run; `bars_per_year` defaults to the instrument's at the run's bar width."""
+    per_year = bars_per_year or rows_per_year(result)
     initial, equity = result.initial_equity, result.equity
     returns, daily = bar_returns(result), daily_returns(result)
     commission, slippage = float(result.fills["commission"].sum()), slippage_paid(result)

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from algospace.analysis.html import render
-from algospace.analysis.metrics import bar_returns, daily_returns, measure, stationary_bootstrap
+from algospace.analysis.metrics import (
+    bar_returns,
+    daily_returns,
+    measure,
+    rows_per_year,
+    stationary_bootstrap,
+)
 from algospace.analysis.overfitting import deflated_sharpe, probabilistic_sharpe
 from algospace.execution.mechanics import FillCause
 from algospace.execution.result import SessionResult
@@ -174,11 +180,11 @@ def write_report(out_dir: Path | str, result: Mapping[str, Any], curves: Curves)
 
 def _returns_for_tests(run: SessionResult) -> tuple[FloatArray, float, str]:
     """(returns, periods per year, their unit): days where there are enough, else bars."""
-    per_year = run.instrument.session.bars_per_year
+    per_year = rows_per_year(run)
     daily = daily_returns(run)
     if daily.size >= MIN_DAYS_FOR_DAILY:
         return daily, per_year * daily.size / len(run), "day"
-    return bar_returns(run), float(per_year), "bar"
+    return bar_returns(run), per_year, "bar"
 
 
 def _iso(ts: Any) -> str:
