@@ -6,6 +6,7 @@ Ray and Serve read their switches when they are first imported, so this module i
 from __future__ import annotations
 
 import logging
+import gc
 import os
 import random
 import shutil
@@ -204,6 +205,8 @@ class Replica:
 
         torch.set_num_threads(1)
         self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings), digest)
+        gc.collect()
+        gc.freeze()  # what was loaded stays; no collection walks it in the middle of a request
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application that Serve routes requests to."""
