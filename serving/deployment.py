@@ -5,8 +5,8 @@ Ray and Serve read their switches when they are first imported, so this module i
 
 from __future__ import annotations
 
-import logging
 import gc
+import logging
 import os
 import random
 import shutil
