@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import structlog
 from pydantic import Field
 
 from algospace.config import FrozenConfig
@@ -31,6 +32,7 @@ from serving.auth import token_digest
 from serving.bundle import load_bundle
 
 APPLICATION = "algospace"
+_LOG = structlog.get_logger(__name__)
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
 _LONGEST_SCRATCH = 26
@@ -176,12 +178,23 @@ def start_service(bundle_dir: Path | str, token: str, port: int | None = None,
                  logging_level="ERROR", namespace="serve")
     service = RunningService(f"http://127.0.0.1:{port}", token, bundle.id, owns_ray, scratch, before)
     try:
-        _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
+        try:
+            _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
+        except ray.exceptions.RayError as error:  # Serve gives its proxy 60 s; an overloaded machine needs more
+            _LOG.warning("serve_start_retried", error=type(error).__name__)
+            _shut_serve()
+            _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
         _wait_until_ready(service.url)
     except BaseException:
         service.stop()
         raise
     return service
+
+
+def _shut_serve() -> None:
+    from ray import serve
+
+    serve.shutdown()
 
 
 def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) -> Any:
