@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 
+import structlog
 import typer
 from rich.console import Console
 
@@ -26,7 +27,8 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Console script."""
+    """Console script. Log lines go to stderr: stdout is what a script reads."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         build_app()(standalone_mode=True)
     except AlgoSpaceError as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,9 @@ def serve(
         settings = settings.model_copy(update={"replicas": replicas})
     token, made_up = resolve_token(token_file)
     stop = threading.Event()
-    with start_service(bundle, token, port, settings) as service:
+    with redirect_stdout(sys.stderr):  # Ray's messages and our log do not belong into what a script reads
+        running = start_service(bundle, token, port, settings)
+    with running as service:
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: stop.set())
         if as_json:
