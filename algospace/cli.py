@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Console script. Log lines go to stderr: stdout is what a script reads."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     try:
         build_app()(standalone_mode=True)
     except AlgoSpaceError as error:
