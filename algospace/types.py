@@ -7,7 +7,7 @@ base bar   the 5-minute bar: the clock of decisions
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
+Int8Array = npt.NDArray[np.int8]
 BoolArray = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
@@ -65,11 +66,54 @@ class Bars:
 
 @dataclass(frozen=True)
 class Ticks:
-    """Trade prints of one instrument: ts int64 ns UTC, price float64, size float64 (NaN if unknown)."""
+    """Trade prints of one instrument, n of them, in the order in which they became known.
+
+    ts int64 ns UTC (event time), price float64, size float64 (NaN if unknown). Where the data has them: bid and
+    ask float64, the best quotes just before the trade (NaN where unknown); aggressor int8, +1 the buyer crossed
+    the spread, -1 the seller, 0 unknown; ts_recv int64 ns UTC, when the tick was received; contract int32 codes.
+    """
 
     ts: IntArray
     price: FloatArray
     size: FloatArray
+    bid: FloatArray | None = None
+    ask: FloatArray | None = None
+    aggressor: Int8Array | None = None
+    ts_recv: IntArray | None = None
+    contract: Int32Array | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {column.size for column in self.columns().values()}
+        if len(sizes) != 1:
+            raise ValueError(f"columns of ticks must be equally long, got lengths {sorted(sizes)}")
+
+    def __len__(self) -> int:
+        return int(self.ts.size)
+
+    def columns(self) -> dict[str, AnyArray]:
+        """The columns that this data has, by name."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: column for name, column in found.items() if column is not None}
+
+    def take(self, rows: slice | AnyArray) -> Ticks:
+        """Some rows, by slice (views), mask or index."""
+        return Ticks(**{name: column[rows] for name, column in self.columns().items()})
+
+
+@dataclass(frozen=True)
+class Quotes:
+    """Best bid and ask of one instrument, n updates in the order in which they became known.
+
+    ts int64 ns UTC (event time); bid, ask float64 points; bid_size, ask_size float64, the depth at the best price
+    (NaN if unknown); ts_recv int64 ns UTC, when the update was received, or None.
+    """
+
+    ts: IntArray
+    bid: FloatArray
+    ask: FloatArray
+    bid_size: FloatArray
+    ask_size: FloatArray
+    ts_recv: IntArray | None = None
 
     def __len__(self) -> int:
         return int(self.ts.size)

@@ -3,6 +3,7 @@
 from algospace.features.bars import SourceBar
 from algospace.features.config import FeatureConfig, FvgConfig, MlmiConfig, NwrqkConfig, SynergyConfig
 from algospace.features.driver import FeatureRow, FeatureStream, build, build_from_ticks, concatenate
+from algospace.features.indicator import Indicator
 from algospace.features.store import read_table, schema_hash, write_table
 from algospace.features.table import FeatureTable
 
@@ -12,6 +13,7 @@ __all__ = [
     "FeatureStream",
     "FeatureTable",
     "FvgConfig",
+    "Indicator",
     "MlmiConfig",
     "NwrqkConfig",
     "SourceBar",

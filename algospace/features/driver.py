@@ -15,6 +15,7 @@ from algospace.features import columns, pipeline
 from algospace.features.bars import SourceBar
 from algospace.features.checks import check_bars, check_width
 from algospace.features.config import FeatureConfig
+from algospace.features.indicator import Indicator, bars_of_rows, check_names, digest_with
 from algospace.features.table import FeatureTable
 from algospace.instruments import Instrument
 from algospace.types import MINUTE_NS, AnyArray, Bars, FloatArray, IntArray, Ticks
@@ -41,15 +42,22 @@ class FeatureStream:
     """Feature rows of one instrument, event by event or block by block, over one state.
 
     A row is emitted once its bar has closed; a bar still open is not. Late and invalid events change nothing and
-    are counted in `late` and `invalid`. `source_width_ns`: width of the bars given to `push`.
+    are counted in `late` and `invalid`. `source_width_ns`: width of the bars given to `push`. `indicators` add
+    their columns after the built-in ones of every base row.
     """
 
     def __init__(
-        self, instrument: Instrument, config: FeatureConfig | None = None, source_width_ns: int = MINUTE_NS
-    ) -> None:
+        self, instrument: Instrument, config: FeatureConfig | None = None, source_width_ns: int = MINUTE_NS,
+        indicators: Sequence[Indicator] = (),
+    ) -> None:  # fmt: skip
         self.instrument = instrument
         self.config = config or FeatureConfig()
-        self.base_columns = columns.base_columns(self.config.regime)
+        self.indicators = tuple(indicators)
+        self._built_in = columns.base_columns(self.config.regime)
+        check_names(self._built_in, self.indicators)
+        self.base_columns = (*self._built_in, *(name for i in self.indicators for name in i.columns))
+        self.digest = digest_with(self.config.digest(), self.indicators)
+        self._indicator_states = [indicator.new_state() for indicator in self.indicators]
         self.slow_columns = columns.slow_columns(self.config.regime)
         self._source_width = source_width_ns
         self._params = pipeline.new_params(self.config, instrument)
@@ -88,7 +96,7 @@ class FeatureStream:
 
     def extend_ticks(self, ticks: Ticks, contract: int = 0) -> FeatureTable:
         """A block of ticks in compiled code; the rows that it completes."""
-        code = np.broadcast_to(np.int32(contract), ticks.ts.shape)
+        code = np.broadcast_to(np.int32(contract), ticks.ts.shape) if ticks.contract is None else ticks.contract
         price = ticks.price
         return self._history(pipeline.TICKS, 0, (ticks.ts, price, price, price, price, ticks.size, code))
 
@@ -110,6 +118,8 @@ class FeatureStream:
         """The whole state; a stream of the same configuration that restores it continues to the bit."""
         arrays: dict[str, AnyArray] = {}
         _flatten(self._state, "", arrays)
+        for number, state in enumerate(self._indicator_states):
+            _flatten(state, f"indicator{number}", arrays)
         used = int(self._state.mlmi.scalars["points"][0])
         for name in ("points", "distances", "near_labels", "selection"):
             arrays[f"mlmi.{name}"] = arrays[f"mlmi.{name}"][:used]
@@ -132,9 +142,11 @@ class FeatureStream:
                 "use the same configuration or build the state anew from history"
             )
         self._state = _unflatten(self._state, "", arrays)
+        self._indicator_states = [_unflatten(state, f"indicator{number}", arrays)
+                                  for number, state in enumerate(self._indicator_states)]
 
     def _identity(self) -> dict[str, Any]:
-        return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.config.digest()}
+        return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.digest}
 
     def _make_room(self, base_rows: int, slow_rows: int) -> None:
         self._state = pipeline.with_room(self._state, base_rows, slow_rows)
@@ -152,6 +164,7 @@ class FeatureStream:
     def _emitted(self) -> list[FeatureRow]:
         out = self._out
         n, m = (int(size) for size in out.size)
+        further = self._further_columns(out)
         out.size[:] = 0
         first_slow = int(self._state.rows[1]) - m
         rows, taken = [], 0
@@ -160,33 +173,55 @@ class FeatureStream:
             rows.append(
                 FeatureRow(
                     int(out.ts_close[i]), bool(out.filled[i]), int(out.contract[i]), int(out.row_30m[i]),
-                    out.base[:, i].copy(), out.ts_close_30m[taken:visible].copy(),
+                    np.concatenate([out.base[:, i], *(values[:, i] for values in further)]),
+                    out.ts_close_30m[taken:visible].copy(),
                     np.ascontiguousarray(out.slow[:, taken:visible].T),
                 )
             )  # fmt: skip
             taken = visible
         return rows
 
+    def _further_columns(self, out: pipeline.Output) -> list[FloatArray]:
+        """Per indicator (columns, n): its values at the n base rows in `out`."""
+        n = int(out.size[0])
+        if n == 0 or not self.indicators:
+            return []
+        parts = []
+        for start in range(0, n, _BLOCK):
+            rows = slice(start, min(start + _BLOCK, n))
+            bars = bars_of_rows(out.ts_close[rows], out.contract[rows], out.base[:, rows])
+            parts.append([indicator.history(state, bars) for indicator, state
+                          in zip(self.indicators, self._indicator_states, strict=True)])  # fmt: skip
+        return [np.concatenate(blocks, axis=1) for blocks in zip(*parts, strict=True)]
+
     def _table(self, out: pipeline.Output) -> FeatureTable:
         n, m = (int(size) for size in out.size)
+        base = {name: out.base[c, :n] for c, name in enumerate(self._built_in)}
+        for indicator, values in zip(self.indicators, self._further_columns(out), strict=bool(n)):
+            base |= dict(zip(indicator.columns, values, strict=True))
+        if n == 0:
+            base |= {name: np.zeros(0) for name in self.base_columns[len(self._built_in):]}
         return FeatureTable(
             self.instrument.symbol, out.ts_close[:n], out.filled[:n], out.contract[:n],
-            {name: out.base[c, :n] for c, name in enumerate(self.base_columns)}, out.ts_close_30m[:m],
-            {name: out.slow[c, :m] for c, name in enumerate(self.slow_columns)}, out.row_30m[:n],
-            self.config.digest(),
+            base, out.ts_close_30m[:m],
+            {name: out.slow[c, :m] for c, name in enumerate(self.slow_columns)}, out.row_30m[:n], self.digest,
         )  # fmt: skip
 
 
-def build(bars: Bars, instrument: Instrument, config: FeatureConfig | None = None) -> FeatureTable:
+def build(
+    bars: Bars, instrument: Instrument, config: FeatureConfig | None = None, indicators: Sequence[Indicator] = ()
+) -> FeatureTable:
     """The feature table of a history of source bars; InputError names the first row that breaks a rule."""
-    return FeatureStream(instrument, config, bars.width_ns).extend(bars)
+    return FeatureStream(instrument, config, bars.width_ns, indicators).extend(bars)
 
 
-def build_from_ticks(ticks: Ticks, instrument: Instrument, config: FeatureConfig | None = None) -> FeatureTable:
+def build_from_ticks(
+    ticks: Ticks, instrument: Instrument, config: FeatureConfig | None = None, indicators: Sequence[Indicator] = ()
+) -> FeatureTable:
     """The feature table of a history of ticks; a warning counts late and invalid ticks, which are dropped."""
     if len(ticks) == 0:
         raise InputError("ticks", "no ticks", "give a range that holds data")
-    stream = FeatureStream(instrument, config)
+    stream = FeatureStream(instrument, config, indicators=indicators)
     table = stream.extend_ticks(ticks)
     if stream.late or stream.invalid:
         warnings.warn(f"{stream.late} late and {stream.invalid} invalid ticks dropped", stacklevel=2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from algospace.errors import ConfigError
 from algospace.types import BoolArray, FloatArray, Int32Array, IntArray
 
 
@@ -29,6 +32,20 @@ class FeatureTable:
     slow: dict[str, FloatArray]
     row_30m: Int32Array
     config_digest: str = ""
+
+    def with_columns(self, columns: Mapping[str, FloatArray], version: str) -> FeatureTable:
+        """The same rows with further base columns (n,), NaN where unknown.
+
+        `version` says what the columns mean (source, settings) and becomes part of the schema's digest.
+        ConfigError if a name is taken; ValueError if a length differs.
+        """
+        taken = sorted(set(columns) & set(self.base))
+        if taken:
+            raise ConfigError(f"column '{taken[0]}' exists already in the features of {self.symbol}; rename it")
+        if any(values.shape != self.ts_close.shape for values in columns.values()):
+            raise ValueError(f"further columns must have one value for each of the {len(self)} base rows")
+        digest = hashlib.sha256("\n".join([self.config_digest, *columns, version]).encode()).hexdigest()
+        return replace(self, base={**self.base, **columns}, config_digest=digest)
 
     def __len__(self) -> int:
         return int(self.ts_close.size)

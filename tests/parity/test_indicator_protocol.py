@@ -1,0 +1,95 @@
+"""A further indicator gives the same columns over history, event by event, in blocks and after a restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+import pytest
+
+from algospace.errors import ConfigError
+from algospace.features import FeatureConfig, FeatureStream, Indicator, SourceBar, build, concatenate
+from algospace.instruments import instrument
+from algospace.marketdata.synthetic import generate
+from algospace.types import Bars
+
+STATE = np.dtype([("count", "i8"), ("last", "f8")], align=True)
+LEAN = FeatureConfig(regime=False)
+SYNTH = instrument("SYNTH")
+
+
+@nb.njit
+def compiled_update(state: Any, bar: Any, out: Any) -> None:
+    s = state[0]
+    if s.count > 0:
+        out[0] = bar.close / s.last - 1.0
+        out[1] = s.count
+    s.count += 1
+    s.last = bar.close
+
+
+def plain_update(state: Any, bar: Any, out: Any) -> None:
+    s = state[0]
+    if s["count"] > 0:
+        out[0] = bar.close / s["last"] - 1.0
+        out[1] = s["count"]
+    s["count"] += 1
+    s["last"] = bar.close
+
+
+def indicators() -> list[Indicator]:
+    return [Indicator("compiled", ("c_return", "c_age"), lambda: np.zeros(1, STATE), compiled_update),
+            Indicator("plain", ("p_return", "p_age"), lambda: np.zeros(1, STATE), plain_update)]
+
+
+def market(n: int = 400) -> Bars:
+    return generate("stress", 5, n, "1m").bars
+
+
+def test_compiled_and_plain_agree_and_follow_the_built_in_columns() -> None:
+    table = build(market(), SYNTH, LEAN, indicators())
+    assert list(table.base)[-4:] == ["c_return", "c_age", "p_return", "p_age"]
+    np.testing.assert_array_equal(table.base["c_return"], table.base["p_return"])
+    closes = table.base["close"]
+    np.testing.assert_array_equal(table.base["c_return"][1:], closes[1:] / closes[:-1] - 1.0)
+    assert np.isnan(table.base["c_return"][0])
+    assert table.config_digest != build(market(), SYNTH, LEAN).config_digest
+
+
+def test_stream_blocks_and_restart_equal_history() -> None:
+    bars = market()
+    whole = build(bars, SYNTH, LEAN, indicators())
+    streams = [FeatureStream(SYNTH, LEAN, bars.width_ns, indicators()) for _ in range(3)]
+    cut = len(bars) // 3
+    blocks = concatenate([streams[0].extend(bars.slice(0, cut)), streams[0].extend(bars.slice(cut, len(bars)))])
+    streams[1].extend(bars.slice(0, cut))
+    streams[2].restore(streams[1].snapshot())
+    rows = []
+    for i in range(cut, len(bars)):
+        rows += streams[2].push(SourceBar(int(bars.ts_open[i]), float(bars.open[i]), float(bars.high[i]),
+                                          float(bars.low[i]), float(bars.close[i]), float(bars.volume[i])))
+    tail = np.stack([row.base for row in rows])
+    for place, name in enumerate(streams[2].base_columns):
+        np.testing.assert_array_equal(blocks.base[name], whole.base[name], err_msg=name)
+        np.testing.assert_array_equal(tail[:, place], whole.base[name][len(whole) - len(tail):], err_msg=name)
+
+
+def test_a_snapshot_of_other_indicators_is_refused() -> None:
+    from algospace.errors import SchemaError
+
+    saved = FeatureStream(SYNTH, LEAN).snapshot()
+    with pytest.raises(SchemaError, match="same configuration"):
+        FeatureStream(SYNTH, LEAN, indicators=indicators()).restore(saved)
+
+
+def test_a_taken_column_name_is_refused() -> None:
+    clash = Indicator("mine", ("close",), lambda: np.zeros(1), plain_update)
+    with pytest.raises(ConfigError, match="'close' exists already"):
+        build(market(), SYNTH, LEAN, [clash])
+    table = build(market(), SYNTH, LEAN)
+    more = table.with_columns({"vix": np.zeros(len(table))}, "vix daily")
+    assert more.base["vix"].size == len(table)
+    assert more.config_digest != table.config_digest
+    with pytest.raises(ConfigError, match="'vix' exists already"):
+        more.with_columns({"vix": np.zeros(len(table))}, "again")
