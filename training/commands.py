@@ -1,4 +1,4 @@
-"""Sub-commands of training: `train`, `backtest`, `export`, `quickstart`."""
+"""Sub-commands of training: `train`, `backtest`, `export`, `select`, `quickstart`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
     app.command("backtest")(backtest)
     app.command("export")(export)
+    app.command("select")(select)
     app.command("quickstart")(quickstart)
 
 
@@ -128,6 +129,46 @@ def _find_run(run_id: str) -> Path:
         if json.loads(document.read_text())["mlflow_run_id"] == run_id:
             return document.parent
     raise ConfigError(f"no run with MLflow id '{run_id}' below {RUNS}/; give its folder with --checkpoint")
+
+
+def select(
+    features: Annotated[Path, typer.Argument(help="a feature table, FILE.parquet of `algospace features`")],
+    train_end: Annotated[str, typer.Option("--train-end", help="last day of training (UTC), ISO")],
+    out: Annotated[Path, typer.Option("--out", help="FILE.json for the selection")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. keep=20")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the selection as JSON")] = False,
+) -> None:
+    """Select feature columns on the training split: correlation, purged importance, principal components.
+
+    Example: algospace select es.parquet --train-end 2025-06-30 --out selection.json --set keep=20
+    """
+    import pandas as pd
+
+    from algospace.config import parse_config
+    from algospace.features import read_table
+    from training.selection import SelectionConfig, select_features
+
+    settings = parse_config(SelectionConfig, {}, overrides or [], source="select")
+    try:
+        day = pd.Timestamp(train_end)
+        end = (day.tz_localize("UTC") if day.tz is None else day.tz_convert("UTC")) + pd.Timedelta(days=1)
+    except ValueError:
+        raise ConfigError(f"--train-end {train_end}: not a date; write it as 2025-06-30") from None
+    console = Console(stderr=True)
+    table = read_table(features)
+    with console.status(f"selecting among {len(table.base)} columns"):
+        found = select_features(table, end.as_unit("ns").value - 1, settings)
+    found.save(out)
+    if as_json:
+        typer.echo(out.read_text(encoding="utf-8"))
+        return
+    typer.echo(f"rows     {found.rows} of the training split, rank correlation on held-out folds "
+               + " ".join(f"{value:+.3f}" for value in found.rank_correlation))
+    for name in found.kept:
+        score = found.importance[name]
+        typer.echo(f"kept     {name:<24} {score.mean:.4f} ± {score.error:.4f}")
+    typer.echo(f"dropped  {len(found.dropped)} columns, reasons in {out}")
+    typer.echo(f"pca      {len(found.components)} components: {100 * sum(found.explained):.1f} % of the variance")
 
 
 def quickstart(
