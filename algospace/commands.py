@@ -87,6 +87,8 @@ def with_progress(work: Callable[[Callable[[str], None]], Any], quiet: bool) -> 
 
 
 def _print_import(result: ImportResult, written: Written, out: Path, seconds: float, as_json: bool) -> None:
+    from algospace.marketdata.stretches import attention
+
     report = result.report
     if as_json:
         typer.echo(json.dumps({**report.to_dict(), "out": str(out), "months_written": written.months,
@@ -99,6 +101,8 @@ def _print_import(result: ImportResult, written: Written, out: Path, seconds: fl
     typer.echo(f"bad rows {report.bad_rows}{' in quarantine: ' + broken if broken else ''}")
     kept = ", ".join(f"{name} {count}" for name, count in report.reported.items() if count)
     typer.echo(f"noticed  {kept or 'nothing'}")
+    for line in attention(report.stretches):
+        typer.echo(f"look at  {line}")
     typer.echo(f"catalog  {out / report.symbol}: {written.months} months written, {written.added} bars added, "
                f"{written.replaced} replaced, {seconds:.1f} s")
 

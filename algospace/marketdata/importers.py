@@ -234,9 +234,9 @@ def _report(path: Path, spec: Instrument, files: Sequence[RawFile], times: Times
             names: Sequence[str], has_volume: bool, notes: list[str]) -> QualityReport:
     counts = np.bincount(codes, minlength=len(RULES))
     counts[RULES.index("malformed_line")] += sum(len(f.malformed) for f in files)
-    reported, gap, outliers = inspect(bars, spec, has_volume)
-    reported |= {"flagged_by_vendor": sum(f.flagged for f in files), "blank_lines": sum(f.blank for f in files),
-                 "ambiguous_local_times": times.ambiguous}
+    found = inspect(bars, spec, has_volume)
+    reported = found.counts | {
+        "flagged_by_vendor": sum(f.flagged for f in files), "blank_lines": sum(f.blank for f in files), "ambiguous_local_times": times.ambiguous}
     if times.ambiguous:
         notes = [*notes, f"{times.ambiguous} local times occur twice at a clock change: the earlier instant is "
                          "taken unless it is not later than the row before"]
@@ -245,8 +245,8 @@ def _report(path: Path, spec: Instrument, files: Sequence[RawFile], times: Times
         width_s=bars.width_ns / 1e9, zone=times.zone, first_bar=iso(int(bars.ts_open[0])),
         last_bar=iso(int(bars.ts_open[-1])), contracts=len(names),
         quarantined={rule: int(counts[i]) for i, rule in enumerate(RULES) if i and counts[i]},
-        reported=reported, largest_gap=gap, largest_outliers=outliers,
-        guesses=[*files[0].notes, *times.notes, *notes])
+        reported=reported, largest_gap=found.largest_gap, largest_outliers=found.largest_outliers,
+        guesses=[*files[0].notes, *times.notes, *notes], places=found.places, stretches=found.stretches)
 
 
 def _digest(files: Sequence[RawFile]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from algospace.instruments import Instrument
 from algospace.marketdata.schema import PRICES
 from algospace.marketdata.sessions import count_outside, open_bars_between
+from algospace.marketdata.stretches import find_stretches
 from algospace.marketdata.times import Times
 from algospace.marketdata.timestamps import NO_TIME, civil_from_days, days_from_civil
 from algospace.types import DAY_NS, SECOND_NS, AnyArray, Bars, FloatArray, IntArray
@@ -46,12 +47,16 @@ _SWAPPED, _DUPLICATE, _DISORDER = (int(_CODE[r]) for r in ("swapped_day_month", 
 _LONG_JUMP = 5 * DAY_NS  # longer than any market holiday with its weekend
 _LOOK_AHEAD = 2000  # rows within which a jump ahead that was a mistake must come back
 OUTLIER_Z = 25.0
+_PLACES = 5
 _PART = 1 << 18  # rows looked at together, which bounds the memory of checks over long histories
 
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What an import found. `quarantined` counts rows by rule; `reported` counts what was kept all the same."""
+    """What an import found. `quarantined` counts rows by rule; `reported` counts what was kept all the same.
+
+    `places` has the first few times of what was counted, `stretches` what looks wrong over days (`stretches.py`).
+    """
 
     source: str
     symbol: str
@@ -68,6 +73,8 @@ class QualityReport:
     largest_gap: dict[str, Any] = field(default_factory=dict)
     largest_outliers: list[dict[str, Any]] = field(default_factory=list)
     guesses: list[str] = field(default_factory=list)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    stretches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def bad_rows(self) -> int:
@@ -149,10 +156,21 @@ def _swap_fits(ts: int, local: int, last: int) -> bool:
     return last < exchanged <= last + _LONG_JUMP
 
 
-def inspect(bars: Bars, spec: Instrument, has_volume: bool) -> tuple[dict[str, int], dict[str, Any],
-                                                                     list[dict[str, Any]]]:
-    """(counts of what is reported, largest gap, largest outliers) of clean bars."""
+@dataclass(frozen=True)
+class Findings:
+    """What is worth knowing about clean bars: counts, first places, largest gap and outliers, stretches."""
+
+    counts: dict[str, int]
+    places: dict[str, list[str]]
+    largest_gap: dict[str, Any]
+    largest_outliers: list[dict[str, Any]]
+    stretches: dict[str, list[dict[str, Any]]]
+
+
+def inspect(bars: Bars, spec: Instrument, has_volume: bool) -> Findings:
+    """Look over clean bars; nothing is changed."""
     counts: dict[str, int] = {}
+    places: dict[str, list[str]] = {}
     steps = np.diff(bars.ts_open)
     after = np.flatnonzero(steps > bars.width_ns)
     missing = open_bars_between(bars.ts_open[after] + bars.width_ns, bars.ts_open[after + 1], bars.width_ns,
@@ -166,11 +184,16 @@ def inspect(bars: Bars, spec: Instrument, has_volume: bool) -> tuple[dict[str, i
     del steps
     counts["outside_trading_hours"] = sum(count_outside(part.ts_open, spec.session) for part in _parts(bars))
     if has_volume:
-        counts["zero_volume"] = int((bars.volume == 0).sum())
+        zero = np.flatnonzero(bars.volume == 0)
+        counts["zero_volume"] = int(zero.size)
+        places["zero_volume"] = [iso(int(ts)) for ts in bars.ts_open[zero[:_PLACES]]]
     counts["off_tick_grid"] = sum(_off_grid(part.close / spec.tick_size) for part in _parts(bars))
-    counts["rolls"] = int((np.diff(bars.contract) != 0).sum())
+    rolls = np.flatnonzero(np.diff(bars.contract)) + 1
+    counts["rolls"] = int(rolls.size)
+    places["rolls"] = [iso(int(ts)) for ts in bars.ts_open[rolls[:_PLACES]]]
     counts["outliers"], extremes = _outliers(bars)
-    return counts, largest, extremes
+    return Findings(counts, {name: found for name, found in places.items() if found}, largest, extremes,
+                    find_stretches(bars, spec.session, has_volume))
 
 
 def _parts(bars: Bars) -> Iterator[Bars]:
