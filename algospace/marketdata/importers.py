@@ -236,7 +236,8 @@ def _report(path: Path, spec: Instrument, files: Sequence[RawFile], times: Times
     counts[RULES.index("malformed_line")] += sum(len(f.malformed) for f in files)
     found = inspect(bars, spec, has_volume)
     reported = found.counts | {
-        "flagged_by_vendor": sum(f.flagged for f in files), "blank_lines": sum(f.blank for f in files), "ambiguous_local_times": times.ambiguous}
+        "flagged_by_vendor": sum(f.flagged for f in files), "blank_lines": sum(f.blank for f in files),
+        "ambiguous_local_times": times.ambiguous}
     if times.ambiguous:
         notes = [*notes, f"{times.ambiguous} local times occur twice at a clock change: the earlier instant is "
                          "taken unless it is not later than the row before"]
