@@ -44,6 +44,9 @@ def read_csv(path: Path, options: ImportOptions) -> RawFile:
         table, row = table.filter(pa.array(~blank)), row[~blank]
     if table.num_rows + len(malformed) == 0:
         raise InputError(path, "no data rows", "give a file with at least one bar")
+    if table.num_rows == 0:
+        raise InputError(path, "every line has another number of fields than the header", "correct the file",
+                         row=malformed[0][0])
     if separator != ",":
         notes.insert(0, f"separator: {separator!r}")
     return RawFile(
