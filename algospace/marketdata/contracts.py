@@ -17,9 +17,11 @@ from algospace.instruments import Session
 from algospace.types import BoolArray, FloatArray, Int32Array, IntArray
 
 ROLL_TABLE = "contracts.csv"
-_NAMES = ("contract", "contract_id", "symbol", "id")
-_FIRST = ("first_ts_utc", "first_ts", "first", "start")
-_LAST = ("last_ts_utc", "last_ts", "last", "end")
+NAME_NAMES = ("contract", "contract_id", "symbol", "id")
+FIRST_NAMES = ("first_ts_utc", "first_ts", "first", "start")
+LAST_NAMES = ("last_ts_utc", "last_ts", "last", "end")
+_MONTHS = "FGHJKMNQUVXZ"
+_MONTH_DIGITS = re.compile(r"(\d{4})(\d{2})(?:\d{2})?")
 _MONTH_CODE = re.compile(r"([FGHJKMNQUVXZ])(\d{4}|\d{1,2})$")  # ESZ4, ESZ24, ESZ2024
 
 
@@ -51,7 +53,7 @@ def _read_roll_table(path: Path) -> tuple[list[str], IntArray, IntArray]:
                          "give a CSV with contract, first, last") from None
     lower = {str(name).strip().lower(): name for name in table.columns}
     columns = []
-    for known in (_NAMES, _FIRST, _LAST):
+    for known in (NAME_NAMES, FIRST_NAMES, LAST_NAMES):
         name = next((lower[k] for k in known if k in lower), None)
         if name is None:
             raise InputError(path, f"a roll table needs a column {known[0]}", f"name one of: {', '.join(known)}",
@@ -79,24 +81,30 @@ def front_by_volume(ts_open: IntArray, contract: Int32Array, names: Sequence[str
     """Rows of the front contract: on each trading day the one with the most volume on the day before.
 
     Only contracts that expire after the current one can follow it (`expiry_ranks`); the first day takes the
-    earliest contract that trades. Nothing of the day itself is used, so the choice could have been made live.
+    earliest contract of its first instant. Nothing of the day itself is used, so the choice could have been made
+    live.
     """
     rank = expiry_ranks(names, ts_open, contract)[contract]
     days, day_index = np.unique(trading_day(ts_open, session.zone, session.day_start_hour), return_inverse=True)
     traded = np.zeros((days.size, len(names)))
-    present = np.zeros((days.size, len(names)), np.bool_)
     np.add.at(traded, (day_index, rank), np.nan_to_num(volume))
-    present[day_index, rank] = True
-    front = np.zeros(days.size, np.int64)
-    front[0] = int(np.argmax(present[0]))
-    for day in range(1, days.size):
+    return rank == follow_largest(traded, int(rank[ts_open == ts_open.min()].min()), 1)[day_index]
+
+
+def follow_largest(size: FloatArray, first: int, delay: int, alive: BoolArray | None = None) -> IntArray:
+    """(days,) rank of the front contract: the largest `size` (days, ranks) of `delay` days ago, never backwards.
+
+    Among equals the present contract stays, then the earlier one wins. `first`: the front of the first day.
+    `alive` (days, ranks): False from the day on which a contract is known to have expired.
+    """
+    front = np.full(size.shape[0], first, np.int64)
+    for day in range(1, size.shape[0]):
         current = front[day - 1]
-        best = current + int(np.argmax(traded[day - 1, current:]))
-        front[day] = best if present[day, best] else current
-        if not present[day, front[day]]:  # the contract has expired
-            later = np.flatnonzero(present[day, current:])
-            front[day] = current + int(later[0]) if later.size else current
-    return rank == front[day_index]
+        known = size[max(day - delay, 0), current:].copy() if day >= delay else np.zeros(size.shape[1] - current)
+        if alive is not None and alive[day, current:].any():
+            known[~alive[day, current:]] = -np.inf
+        front[day] = current + int(np.argmax(known))
+    return front
 
 
 def expiry_ranks(names: Sequence[str], ts_open: IntArray, contract: Int32Array) -> IntArray:
@@ -124,3 +132,15 @@ def _expiry_year(digits: str, first_ts: int) -> int:
     first = int(np.datetime64(first_ts, "ns").astype("datetime64[Y]").astype(int)) + 1970
     cycle = 10 ** len(digits)
     return first + (int(digits) - first) % cycle
+
+
+def contract_month(name: str, first_ts: int) -> tuple[int, int] | None:
+    """(year, month) that a contract's name states: ESZ4, ESZ24, ESZ2024, 202412 or 20241220; None for others.
+
+    `first_ts`: of the contract's first row, which settles a year of one or two digits.
+    """
+    code = _MONTH_CODE.search(name.upper())
+    if code is not None:
+        return _expiry_year(code[2], first_ts), _MONTHS.index(code[1]) + 1
+    digits = _MONTH_DIGITS.fullmatch(name)
+    return (int(digits[1]), int(digits[2])) if digits and 1 <= int(digits[2]) <= len(_MONTHS) else None

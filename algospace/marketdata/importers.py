@@ -22,6 +22,8 @@ from algospace.marketdata.options import ImportOptions
 from algospace.marketdata.parquet_import import read_parquet
 from algospace.marketdata.quality import FIX, MEANING, RULES, QualityReport, inspect, iso, judge_order, judge_rows
 from algospace.marketdata.raw import RawFile
+from algospace.marketdata.roll_options import open_interest_column, rule_of
+from algospace.marketdata.rolls import ContractRows, choose_front, front_rows
 from algospace.marketdata.schema import PRICES
 from algospace.marketdata.times import Times, resolve_times
 from algospace.marketdata.timestamps import NO_TIME
@@ -69,7 +71,7 @@ def _import(path: Path, spec: Instrument, options: ImportOptions,
     codes = judge_rows(times, prices, volume)
     contract, names, notes = _contracts(files, times, options, path)
     notes += _left_out(path, files)
-    other = _not_front(times, codes, contract, names, volume, options, spec)
+    other = _not_front(files, times, codes, contract, names, volume, options, spec)
     _judge_order(times, codes, other)
     good = (codes == 0) & ~other
     _check_limit(files, codes, times, contract, good, options)
@@ -163,14 +165,18 @@ def _contracts(files: Sequence[RawFile], times: Times, options: ImportOptions,
     return codes, names, [f"contracts: by {table.name}, {uncovered} rows between contracts"]
 
 
-def _not_front(times: Times, codes: AnyArray, contract: Int32Array, names: Sequence[str],
+def _not_front(files: Sequence[RawFile], times: Times, codes: AnyArray, contract: Int32Array, names: Sequence[str],
                volume: FloatArray | None, options: ImportOptions, spec: Instrument) -> BoolArray:
     """Rows of other contracts than the front one, if the caller wants one contract a day."""
     other = np.zeros(codes.size, np.bool_)
-    if options.front == "volume" and len(names) > 1 and volume is not None:
-        valid = codes == 0
-        other[valid] = ~contracts_module.front_by_volume(times.ts_open[valid], contract[valid], names,
-                                                         volume[valid], spec.session)
+    valid = codes == 0
+    if options.front == "none" or len(names) < 2 or not valid.any():
+        return other
+    interest = open_interest_column(files) if options.front == "open_interest" else None
+    rows = ContractRows(times.ts_open[valid], contract[valid], names, None if volume is None else volume[valid],
+                        None if interest is None else interest[valid])
+    schedule = choose_front(rule_of(options), rows, spec, files[0].path)
+    other[valid] = ~front_rows(schedule, rows)
     return other
 
 
@@ -195,7 +201,8 @@ def _check_limit(files: Sequence[RawFile], codes: AnyArray, times: Times, contra
     several = contracts_module.overlapping(times.ts_open[timed], contract[timed]) if contract.any() else 0
     if several > options.max_bad_fraction * total:
         raise InputError(files[0].path, f"several contracts at the same time ({several} of {total} rows)",
-                         "choose one contract a day with --front volume, or give a file with one contract")
+                         "choose one contract a day with --front volume (or open_interest, expiry, dates), or "
+                         "give a file with one contract")
     file, row, rule = _first_bad(files, codes)
     share = f"{bad} of {total} rows ({100 * bad / total:.3g} %, allowed {100 * options.max_bad_fraction:.3g} %)"
     raise InputError(file, f"{MEANING[rule]} (rule {rule}; {share} break a rule)",
@@ -265,10 +272,18 @@ def _quarantine(files: Sequence[RawFile], prices: dict[str, FloatArray], volume:
         for k in np.flatnonzero(codes[start:start + len(f)]):
             i = start + int(k)
             rows.append({"source": f.path.name, "row": int(f.row[k]), "rule": RULES[codes[i]],
-                         "time": str(f.time[int(k)].as_py()), **{n: float(prices[n][i]) for n in PRICES},
+                         "time": _text(f.time[int(k)]), **{n: float(prices[n][i]) for n in PRICES},
                          "volume": None if volume is None else float(volume[i]),
                          "contract": names[contract[i]] if names else None})
         rows += [{"source": f.path.name, "row": row, "rule": "malformed_line", "line": text}
                  for row, text in f.malformed]
         start += len(f)
     return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+
+def _text(time: pa.Scalar) -> str:
+    """A time as it stands in the file; a timestamp outside the years 1 to 9999 as its number."""
+    try:
+        return str(time.as_py())
+    except (OverflowError, ValueError):
+        return str(time.value)

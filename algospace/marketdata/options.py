@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError
@@ -22,7 +22,9 @@ class ImportOptions(FrozenConfig):
     one; columns: role -> column name, roles as in ROLES (`clock` is the time of day beside a `date`);
     dates: which comes first in 05/06/2020; stamp: whether a bar's time is its start or its end;
     width_s: bar width in seconds; contracts: roll table with contract, first and last time;
-    front: `volume` picks one contract a day where a file holds several at once;
+    front: the rule that picks one contract a day where a file holds several at once (`rolls`); roll_days: business
+    days before expiry (`expiry`); expiries: CSV of contract, expiry for it; roll_dates: CSV of contract,
+    first_ts_utc (`dates`); open_interest: CSV of date, contract, open_interest, where the file has no such column;
     max_bad_fraction: share of rows that may break a rule (0.001 = 0.1 %).
     """
 
@@ -33,8 +35,21 @@ class ImportOptions(FrozenConfig):
     stamp: Literal["auto", "open", "close"] = "auto"
     width_s: int | None = Field(default=None, gt=0)
     contracts: Path | None = None
-    front: Literal["none", "volume"] = "none"
+    front: Literal["none", "volume", "open_interest", "expiry", "dates"] = "none"
+    roll_days: int = Field(default=5, ge=0, le=60)
+    expiries: Path | None = None
+    roll_dates: Path | None = None
+    open_interest: Path | None = None
     max_bad_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _options_fit_the_rule(self) -> ImportOptions:
+        for name, rule in (("expiries", "expiry"), ("roll_dates", "dates"), ("open_interest", "open_interest")):
+            if getattr(self, name) is not None and self.front != rule:
+                raise ValueError(f"{name} is read with front {rule} only")
+        if self.front == "dates" and self.roll_dates is None:
+            raise ValueError("front dates needs roll_dates, a CSV of contract, first_ts_utc")
+        return self
 
     @field_validator("zone")
     @classmethod

@@ -1,0 +1,75 @@
+"""No roll decision knows its own day, and none goes backwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algospace.instruments import instrument
+from algospace.marketdata.contracts import expiry_ranks, front_by_volume
+from algospace.marketdata.rolls import (
+    ContractRows,
+    ExpiryRoll,
+    OpenInterestRoll,
+    RollRule,
+    VolumeRoll,
+    choose_front,
+    front_rows,
+)
+
+ES = instrument("ES")
+NAMES = ("ESH5", "ESM5", "ESU5", "ESZ5")
+RULES: list[RollRule] = [VolumeRoll(), OpenInterestRoll(), OpenInterestRoll(publication_days=0), ExpiryRoll(),
+                         ExpiryRoll(days=0)]
+
+
+def random_rows(seed: int, n: int = 400) -> ContractRows:
+    """Contracts that print irregularly over ten months, in time order, sizes at random."""
+    rng = np.random.default_rng(seed)
+    ts = np.sort(1_735_800_000 + rng.integers(0, 300 * 86_400, n)) * 10**9
+    life = (ts - ts[0]) / (300 * 86_400 * 10**9) * 4
+    code = np.clip(np.floor(life + rng.uniform(-0.5, 1.5, n)), 0, 3).astype(np.int32)
+    interest = np.where(rng.random(n) < 0.3, np.nan, rng.integers(0, 1000, n))
+    return ContractRows(ts, code, NAMES, rng.integers(0, 1000, n).astype(float), interest)
+
+
+def head(rows: ContractRows, n: int) -> ContractRows:
+    return ContractRows(rows.ts_open[:n], rows.contract[:n], rows.names, rows.volume[:n], rows.open_interest[:n])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{rule.digest()[:4]}")
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(2, 399))
+def test_rows_after_a_cut_change_no_earlier_choice(rule: RollRule, seed: int, cut: int):
+    rows = random_rows(seed)
+    whole = choose_front(rule, rows, ES)
+    part = choose_front(rule, head(rows, cut), ES)
+    np.testing.assert_array_equal(front_rows(part, head(rows, cut)), front_rows(whole, rows)[:cut])
+    assert part.contracts == whole.contracts[:len(part)]
+    np.testing.assert_array_equal(part.first_ts, whole.first_ts[:len(part)])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{rule.digest()[:4]}")
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_contracts_follow_each_other_in_the_order_of_expiry(rule: RollRule, seed: int):
+    rows = random_rows(seed)
+    schedule = choose_front(rule, rows, ES)
+    rank = expiry_ranks(NAMES, rows.ts_open, rows.contract)
+    assert (np.diff([rank[NAMES.index(name)] for name in schedule.contracts]) > 0).all()
+    assert (np.diff(schedule.first_ts) > 0).all()
+    kept = front_rows(schedule, rows)
+    for k in range(len(schedule)):  # each row of the front lies within its entry
+        mine = rows.ts_open[kept & (rows.contract == NAMES.index(schedule.contracts[k]))]
+        assert mine.size == 0 or (mine.min() >= schedule.first_ts[k] and mine.max() == schedule.last_ts[k])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(2, 399))
+def test_front_by_volume_uses_nothing_of_its_own_day(seed: int, cut: int):
+    rows = random_rows(seed)
+    whole = front_by_volume(rows.ts_open, rows.contract, NAMES, rows.volume, ES.session)
+    part = front_by_volume(rows.ts_open[:cut], rows.contract[:cut], NAMES, rows.volume[:cut], ES.session)
+    np.testing.assert_array_equal(part, whole[:cut])
