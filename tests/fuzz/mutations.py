@@ -11,11 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-NASTY = ["", " ", "NaN", "nan", "inf", "-inf", "1e400", "-1", "0", "-0.0", "1e-320", "9" * 400, "0x10", "1_000", "1,5",
-         '"', '""', "'", "\0", "é", "١٢", "null", "None", "true", "2024-13-40", "0001-01-01 00:00:00",
+NASTY = ["", " ", "NaN", "nan", "inf", "-inf", "1e400", "-1", "0", "-0.0", "1e-320", "9" * 400, "0x10", "1_000",
+         "1,5", '"', '""', "'", "\0", "é", "١٢", "null", "None", "true", "2024-13-40", "0001-01-01 00:00:00",
          "9999-12-31 23:59:59", "2262-04-12", "1677-09-20", "31/02/2024 10:00", "2024-11-03 01:30:00",
          "2024-03-10 02:30:00", "2024-03-04T15:00:00+25:00", "2024-03-04T15:00:00+05:30", "2024-03-04 24:00",
-         "1709564400", "1709564400000000000", "18446744073709551616", "a,b", "\t", ";", "=1+1", "\ufeff"]  # fmt: skip
+         "1709564400", "1709564400000000000", "18446744073709551616", "a,b", "\t", ";", "=1+1",
+         "\ufeff"]  # fmt: skip
 ROWS = 60
 
 
@@ -49,6 +50,10 @@ def quote_frame(rng: random.Random) -> pd.DataFrame:
     bid = 5000 + np.cumsum([rng.choice([-0.25, 0.0, 0.25]) for _ in range(ROWS)])
     ns = pd.date_range("2024-03-04 15:00", periods=ROWS, freq="137ms").astype(np.int64)
     return pd.DataFrame({"local_ns": ns, "bid": bid, "bid_qty": 1.0, "ask": bid + 0.25, "ask_qty": 2.0})
+
+
+SEEDS: dict[str, Callable[[random.Random], pd.DataFrame]] = {
+    "bars": bar_frame, "ticks": tick_frame, "quotes": quote_frame}  # fmt: skip
 
 
 def damage_frame(frame: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
