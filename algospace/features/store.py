@@ -20,6 +20,9 @@ _VERSION = 1
 _KEY = b"algospace"
 _RECORD = {"version", "symbol", "config", "base", "slow", "schema", "slow_sha256"}
 _INDEX = ("ts_close", "filled", "contract", "row_30m")
+# Measured on a month of NQ: a third smaller and no slower than pyarrow's default, whose dictionaries do not pay
+# for columns of floats that hardly repeat.
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 
 
 def schema_hash(table: FeatureTable) -> str:
@@ -37,15 +40,36 @@ def write_table(table: FeatureTable, path: Path | str) -> None:
     """Write both files whole; the base file comes last and names the hash of its sibling."""
     path = Path(path)
     with atomic_path(path) as base_part, atomic_path(slow_path(path)) as slow_part:
-        pq.write_table(_arrow({"ts_close": table.ts_close_30m, **table.slow}, {}), slow_part)
-        about = {
-            "version": _VERSION, "symbol": table.symbol, "config": table.config_digest, "base": list(table.base),
-            "slow": list(table.slow), "schema": schema_hash(table), "slow_sha256": sha256_file(slow_part),
-        }  # fmt: skip
-        index = {"ts_close": table.ts_close, "filled": table.filled, "contract": table.contract,
-                 "row_30m": table.row_30m}  # fmt: skip
-        values = {name: column for name, column in table.base.items() if name != "filled"}
-        pq.write_table(_arrow({**index, **values}, about), base_part)
+        pq.write_table(slow_arrow(table), slow_part, **PARQUET_OPTIONS)
+        about = describe(table.symbol, list(table.base), list(table.slow), table.config_digest, slow_part)
+        pq.write_table(base_arrow(table).replace_schema_metadata(encoded(about)), base_part, **PARQUET_OPTIONS)
+
+
+def describe(
+    symbol: str, base: list[str], slow: list[str], config_digest: str, slow_file: Path
+) -> dict[str, Any]:
+    """What the base file says of itself and `read_table` checks, the written 30-minute file included."""
+    return {
+        "version": _VERSION, "symbol": symbol, "config": config_digest, "base": base, "slow": slow,
+        "schema": _schema_hash(base, slow, config_digest), "slow_sha256": sha256_file(slow_file),
+    }  # fmt: skip
+
+
+def encoded(about: dict[str, Any]) -> dict[bytes, bytes]:
+    """`about` as the metadata of a file's schema."""
+    return {_KEY: json.dumps(about).encode()}
+
+
+def base_arrow(table: FeatureTable) -> pa.Table:
+    """The base rows as they lie in a file: the index first, `filled` once, as a flag."""
+    index = {"ts_close": table.ts_close, "filled": table.filled, "contract": table.contract,
+             "row_30m": table.row_30m}  # fmt: skip
+    return _arrow({**index, **{name: column for name, column in table.base.items() if name != "filled"}})
+
+
+def slow_arrow(table: FeatureTable) -> pa.Table:
+    """The 30-minute rows as they lie in a file."""
+    return _arrow({"ts_close": table.ts_close_30m, **table.slow})
 
 
 def read_table(path: Path | str, expected_hash: str | None = None) -> FeatureTable:
@@ -77,9 +101,8 @@ def _schema_hash(base: list[str], slow: list[str], config_digest: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _arrow(columns: dict[str, Any], about: dict[str, Any]) -> pa.Table:
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    return table.replace_schema_metadata({_KEY: json.dumps(about).encode()} if about else None)
+def _arrow(columns: dict[str, Any]) -> pa.Table:
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
 def _read(path: Path) -> pa.Table:

@@ -101,6 +101,12 @@ class Catalog:
         stop = len(bars) if end is None else int(np.searchsorted(bars.ts_open, end))
         return bars.slice(first, max(stop, first))
 
+    def read_month(self, symbol: str, month: str, manifest: dict[str, Any]) -> Bars:
+        """The bars of one month as `manifest` (of `manifest(symbol)`) knows it; InputError if it has changed."""
+        entry = manifest["months"][month]
+        table = _read_month(self.root / symbol, month, entry)
+        return table_to_bars(table, int(manifest["width_ns"]), manifest["contracts"])
+
     def write(self, symbol: str, bars: Bars, contracts: Sequence[str] = ()) -> Written:
         """Merge clean bars (in time order) into the instrument's months."""
         return self._write(symbol, bars, contracts, None)

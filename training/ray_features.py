@@ -1,0 +1,136 @@
+"""The engine `ray`: features of many instruments with Ray Data, as a stream.
+
+One pipeline whose rows are jobs. A task works through one job's blocks in order (`iter_blocks`: each continues
+from the state that the one before left on disk) and yields a record for each, which streams to the driver at once;
+instruments run in parallel, one CPU each. No bar and no feature passes through Ray's object store: sources are
+read and blocks written where the task runs, so on several nodes both must lie on storage that all of them see.
+
+A task whose worker dies is run again by Ray and continues after the job's last complete block. So does the next
+run after a killed driver.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from algospace.errors import ConfigError
+from algospace.features.blocks import Block, BlocksReport, FeatureJob
+from algospace.features.engines import Say, failed, guarded
+
+CPUS_VARIABLE = "ALGOSPACE_RAY_CPUS"
+_CPUS = 2
+_ATTEMPTS = 4  # how often a job may lose its worker, less one
+_BLOCK, _REPORT = "block", "report"
+
+
+def run(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
+    """Do the jobs on the cluster that RAY_ADDRESS names, or on a local one that ends with the run.
+
+    A local cluster has ALGOSPACE_RAY_CPUS (2) processors. RAY_AUTH_MODE is `disabled` unless set.
+    """
+    if not jobs:
+        return []
+    with _session(), _streaming(len(jobs)):
+        return _run(list(jobs), say)
+
+
+def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
+    import ray.data
+
+    rows = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
+    records = rows.flat_map(partial(_work, jobs), num_cpus=1, ray_remote_args_fn=_retries)
+    reports: dict[int, BlocksReport] = {}
+    seen = [0] * len(jobs)
+    # a record is a block of Ray's, and is passed on as soon as it exists
+    for batch in records.iter_batches(batch_size=None, prefetch_batches=0):
+        for number, kind, text in zip(batch["job"], batch["kind"], batch["record"], strict=True):
+            values = json.loads(text)
+            if kind == _REPORT:
+                reports[int(number)] = BlocksReport(**{**values, "notes": tuple(values["notes"])})
+            elif values["number"] > seen[number]:  # a task that is run again tells of its first blocks again
+                seen[number] = values["number"]
+                say(Block(**values))
+    lost = f"its worker died {_ATTEMPTS} times (killed, or out of memory); its blocks are kept, run it again"
+    return [reports.get(number) or failed(job, lost) for number, job in enumerate(jobs)]
+
+
+def _retries() -> dict[str, Any]:
+    return {"max_retries": _ATTEMPTS - 1}
+
+
+def _work(jobs: list[FeatureJob], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """On a worker: one job, block by block, and its report."""
+    number = int(row["job"])
+    report = yield from _records(number, jobs[number])
+    yield {"job": number, "kind": _REPORT, "record": json.dumps(asdict(report))}
+
+
+def _records(number: int, job: FeatureJob) -> Generator[dict[str, Any], None, BlocksReport]:
+    steps = guarded(job)
+    while True:
+        try:
+            block = next(steps)
+        except StopIteration as done:
+            report: BlocksReport = done.value
+            return report
+        yield {"job": number, "kind": _BLOCK, "record": json.dumps(block._asdict())}
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """The Ray that this process already belongs to, the cluster of RAY_ADDRESS, or a local one; what is started or
+    joined here is left again."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        ray.init(**quiet)
+    else:
+        # "local", or Ray joins whatever cluster was last started on this machine
+        ray.init(address="local", num_cpus=_local_cpus(), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _local_cpus() -> int:
+    text = os.environ.get(CPUS_VARIABLE, str(_CPUS))
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{CPUS_VARIABLE}={text}: give the number of processors of the local cluster, 1 or more")
+    return int(text)
+
+
+@contextmanager
+def _streaming(jobs: int) -> Iterator[None]:
+    """Ray Data's settings for the block: a record is passed on when it is made, not when megabytes of them are; a
+    task that lost all its attempts is left out, not the end of the others; quiet."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    wanted = {"target_max_block_size": 1, "target_min_block_size": 0, "max_errored_blocks": jobs,
+              "enable_progress_bars": False}
+    before = {name: getattr(context, name) for name in wanted}
+    # Ray Data would print a plan and the traceback of each lost worker; the reports say it in one line
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    try:
+        for name, value in wanted.items():
+            setattr(context, name, value)
+        logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
