@@ -159,6 +159,9 @@ def parquet_bytes(frame: pd.DataFrame, rng: random.Random) -> bytes:
             place = rng.randrange(table.num_columns)
             table = table.set_column(place, table.column_names[place], _retyped(table.column(place), rng))
     stream = io.BytesIO()
-    pq.write_table(table, stream)
+    try:
+        pq.write_table(table, stream)
+    except pa.ArrowException:  # no such file can exist
+        return parquet_bytes(frame, rng)
     data = stream.getvalue()
     return flip(data, rng) if rng.random() < 0.3 else data
