@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from algospace.config import parse_config
 from algospace.errors import ConfigError
 from algospace.marketdata.synthetic import SCENARIOS, SyntheticMarket, generate, scenario_named, write_market
+from algospace.marketdata.synthetic_tick_files import write_ticks
+from algospace.marketdata.synthetic_ticks import TickOptions, plan_ticks
 
 _EXAMPLE = "Example: algospace data synth --scenario easy --seed 1 --bars 500000 --out runs/easy-1"
 
@@ -21,20 +24,36 @@ def add_synth_command(data_app: typer.Typer) -> None:
 
 def synth(
     scenario: Annotated[str, typer.Option(help=f"One of {', '.join(SCENARIOS)}.")],
-    out: Annotated[Path, typer.Option(help="Folder to write bars.parquet, truth.parquet, manifest.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for bars or ticks.parquet, truth.parquet, manifest.json.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 0,
     bars: Annotated[int, typer.Option(help="Number of 5-minute bars.")] = 100_000,
-    resolution: Annotated[str, typer.Option(help="5m, or 1m bars that aggregate to the same 5m bars.")] = "5m",
+    resolution: Annotated[str, typer.Option(help="5m, or 1m or ticks, which aggregate to the same bars.")] = "5m",
+    tick_options: Annotated[list[str] | None, typer.Option(
+        "--tick-option", help="key=value of TickOptions, with ticks: imbalance=0.1, latency_ms=2 ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")] = False,
 ) -> None:
     """Write a synthetic market with its truth: regimes, beliefs, expected returns, the limit's position."""
     _require_replaceable(out)
-    if resolution not in ("5m", "1m"):
-        raise ConfigError(f"--resolution {resolution}: choose 5m or 1m")
-    market = generate(scenario_named(scenario), seed, bars, "1m" if resolution == "1m" else "5m")
-    write_market(market, out)
-    summary = _summary(market, out)
+    if resolution not in ("5m", "1m", "ticks"):
+        raise ConfigError(f"--resolution {resolution}: choose 5m, 1m or ticks")
+    if tick_options and resolution != "ticks":
+        raise ConfigError(f"--tick-option {tick_options[0]}: works with --resolution ticks only")
+    if resolution == "ticks":
+        options = parse_config(TickOptions, {}, tick_options or (), source="--tick-option")
+        summary = _write_ticks(scenario, seed, bars, options, out)
+    else:
+        market = generate(scenario_named(scenario), seed, bars, "1m" if resolution == "1m" else "5m")
+        write_market(market, out)
+        summary = _summary(market, out)
     typer.echo(json.dumps(summary) if as_json else "  ".join(f"{k} {v}" for k, v in summary.items()))
+
+
+def _write_ticks(scenario: str, seed: int, bars: int, options: TickOptions, out: Path) -> dict[str, object]:
+    plan = plan_ticks(scenario_named(scenario), seed, bars, options)
+    rows = write_ticks(plan, out)
+    return {"scenario": plan.scenario.name, "seed": seed, "base_bars": bars, "rows": rows,
+            "imbalance": plan.options.imbalance, "contracts": len(plan.contracts),
+            "limit": plan.truth.belief is not None, "out": str(out)}
 
 
 def _require_replaceable(out: Path) -> None:
