@@ -1,0 +1,179 @@
+"""From ticks, source bars and the clock to base and 30-minute bars, as events.
+
+Ticks of an open bar cannot close it, so they wait in a buffer and go through the compiled step together: when one
+reaches the bar's end, when the clock does, when the buffer is full, and whenever somebody looks at the state.
+Results, counts and the moment of every close are those of one tick at a time: nothing is observable in between.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+
+from algospace.errors import ConfigError
+from algospace.events import (
+    EventBus,
+    NewBaseBar,
+    NewSlowBar,
+    NewSourceBar,
+    NewTick,
+    TimeAdvanced,
+)
+from algospace.features import FeatureConfig, bars
+from algospace.features.checks import check_width
+from algospace.instruments import Instrument
+from algospace.kernel import Component
+from algospace.live.compiled import add_to_slow, close_by_clock, take_bar, take_ticks
+from algospace.snapshots import pack_arrays, unpack_arrays
+from algospace.types import MINUTE_NS, AnyArray
+
+DEFAULT_GRACE_NS = 250_000_000
+_CAPACITY = 256  # ticks: a full buffer takes some 10 µs, far below what a bar's close may take
+_NO_TIME = int(np.iinfo(np.int64).max)
+
+
+class BarGenerator(Component):
+    """Publishes NewBaseBar and NewSlowBar for one instrument.
+
+    A bar that holds a tick closes by the clock at ts_close + `grace_ns`, or when a tick of a later bar comes
+    first. The clock is TimeAdvanced and the receive times of the ticks, so a recording gives the same bars as the
+    live run did. A tick for a closed bar is late: dropped and counted in `late`; one that breaks a price rule in
+    `invalid`. Events of other symbols are not ours.
+    """
+
+    def __init__(self, instrument: Instrument, config: FeatureConfig, grace_ns: int = DEFAULT_GRACE_NS) -> None:
+        if grace_ns < 0:
+            raise ConfigError(f"grace_ns = {grace_ns}: the grace period cannot be negative")
+        self.instrument, self.config, self.grace_ns = instrument, config, grace_ns
+        self._symbol = instrument.symbol
+        self._width, self._slow_width = config.base_minutes * MINUTE_NS, config.slow_minutes * MINUTE_NS
+        self._max_fill = config.max_fill_bars
+        self._generator = bars.new_generator()
+        self._aggregator = np.zeros(1, bars.AGGREGATOR)
+        self._queue = bars.new_queue(config.max_fill_bars)
+        self._before, self._after = np.zeros(1, bars.AGGREGATOR), np.zeros(1, bars.AGGREGATOR)
+        # Set one by one in Python and read by numpy without a copy.
+        self._ts, self._contract = array("q", bytes(8 * _CAPACITY)), array("i", bytes(4 * _CAPACITY))
+        self._price, self._size = array("d", bytes(8 * _CAPACITY)), array("d", bytes(8 * _CAPACITY))
+        self._columns = (np.frombuffer(self._ts, np.int64), np.frombuffer(self._price, np.float64),
+                         np.frombuffer(self._size, np.float64), np.frombuffer(self._contract, np.int32))
+        self._waiting = 0
+        self._checked_width = 0
+        self._look_up_limits()
+
+    def register(self, bus: EventBus) -> None:
+        self._bus = bus
+        bus.subscribe(NewTick, self.on_tick, "bar_generator.on_tick")
+        bus.subscribe(NewSourceBar, self.on_source_bar, "bar_generator.on_source_bar")
+        bus.subscribe(TimeAdvanced, self.on_time, "bar_generator.on_time")
+
+    @property
+    def late(self) -> int:
+        """Events dropped because their bar had closed or they were out of order."""
+        self._take_waiting()
+        return int(self._generator["late"][0])
+
+    @property
+    def invalid(self) -> int:
+        """Events dropped because a price or size broke a rule."""
+        self._take_waiting()
+        return int(self._generator["invalid"][0])
+
+    def on_tick(self, tick: NewTick) -> None:
+        """Take one tick, after closing the open bar if the tick was received after its grace period."""
+        if tick.symbol != self._symbol:
+            return
+        if tick.ts_recv >= self._deadline:
+            self._close_by_clock(tick.ts_recv)
+        n = self._waiting
+        self._price[n] = tick.price
+        self._size[n] = tick.size
+        self._contract[n] = tick.contract
+        self._ts[n] = ts = tick.ts
+        self._waiting = n = n + 1  # last: a tick of the wrong types raises above and leaves nothing behind
+        if ts >= self._boundary or n == _CAPACITY:
+            self._take_waiting()
+
+    def on_source_bar(self, bar: NewSourceBar) -> None:
+        """Take one source bar, known at its end."""
+        if bar.symbol != self._symbol:
+            return
+        if bar.width_ns != self._checked_width:
+            check_width(bar.width_ns, self._width)
+            self._checked_width = bar.width_ns
+        known = bar.ts_open + bar.width_ns
+        if known > self._deadline:
+            self._close_by_clock(known - 1)
+        self._take_waiting()
+        closed = take_bar(self._generator, self._queue, self._width, self._max_fill, bar.width_ns, bar.ts_open,
+                          float(bar.open), float(bar.high), float(bar.low), float(bar.close), float(bar.volume),
+                          bar.contract)  # fmt: skip
+        self._publish(closed)
+        self._look_up_limits()
+
+    def on_time(self, event: TimeAdvanced) -> None:
+        """Close the open bar if its grace period has ended."""
+        if event.now >= self._deadline:
+            self._close_by_clock(event.now)
+
+    def adopt(self, generator: AnyArray, aggregator: AnyArray) -> None:
+        """Continue from the state of another generator (records GENERATOR and AGGREGATOR, copied)."""
+        self._waiting = 0
+        self._generator[:], self._aggregator[:] = generator, aggregator
+        self._look_up_limits()
+
+    def snapshot(self) -> bytes:
+        self._take_waiting()
+        return pack_arrays(self._identity(), {"generator": self._generator, "aggregator": self._aggregator})
+
+    def restore(self, blob: bytes) -> None:
+        like = {"generator": self._generator, "aggregator": self._aggregator}
+        self.adopt(**unpack_arrays(self._identity(), blob, "bar generator", like))
+
+    def _identity(self) -> dict[str, object]:
+        """What the bars depend on; the grace period decides only when, so a restart may change it."""
+        return {"symbol": self._symbol, "base_minutes": self.config.base_minutes,
+                "slow_minutes": self.config.slow_minutes, "max_disorder_ns": self.config.max_disorder_ns}
+
+    def _take_waiting(self) -> None:
+        """Run the waiting ticks through the compiled step and publish the bars that they close."""
+        at, end = 0, self._waiting
+        if end == 0:
+            return
+        self._waiting = 0
+        while at < end:
+            at, closed = take_ticks(self._generator, self._queue, self._width, self._max_fill,
+                                    self.config.max_disorder_ns, *self._columns, at, end)  # fmt: skip
+            self._publish(closed)
+        self._look_up_limits()
+
+    def _close_by_clock(self, now: int) -> None:
+        self._take_waiting()
+        self._publish(close_by_clock(self._generator, self._queue, self._width, now - self.grace_ns))
+        self._look_up_limits()
+
+    def _look_up_limits(self) -> None:
+        """From which tick time on the buffer cannot wait, and when the clock closes the open bar."""
+        g = self._generator[0]
+        if g["is_open"]:
+            self._boundary = int(g["start"]) + self._width
+            self._deadline = self._boundary + self.grace_ns
+        else:
+            self._boundary = int(g["end"])  # whatever is older is late and opens nothing
+            self._deadline = _NO_TIME
+
+    def _publish(self, closed: int) -> None:
+        for j in range(closed):
+            bar = self._queue[j : j + 1]
+            emitted = add_to_slow(self._aggregator, bar, self._width, self._slow_width, self._before, self._after)
+            if emitted & 1:
+                self._bus.publish(self._slow_bar(self._before))
+            self._bus.publish(NewBaseBar(self._symbol, *bar[0].item()))
+            if emitted & 2:
+                self._bus.publish(self._slow_bar(self._after))
+
+    def _slow_bar(self, record: AnyArray) -> NewSlowBar:
+        bar = record[0]
+        values = (bar[name].item() for name in ("end", *NewSlowBar._fields[2:]))
+        return NewSlowBar(self._symbol, *values)

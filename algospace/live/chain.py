@@ -1,0 +1,101 @@
+"""The standard chain in one call: feed → bars → indicators → matrices and synergies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from algospace.errors import ConfigError
+from algospace.events import EventBus
+from algospace.features import FeatureConfig, Indicator
+from algospace.features.matrices import MatrixSchema
+from algospace.instruments import Instrument
+from algospace.kernel import Component, Kernel
+from algospace.live.bar_generator import DEFAULT_GRACE_NS, BarGenerator
+from algospace.live.indicator_engine import IndicatorEngine
+from algospace.live.matrix_assembler import MatrixComponent
+from algospace.live.synergy_detector import SynergyDetector
+from algospace.marketdata.feeds import DEFAULT_STALE_NS, DataHandler, Feed, Recorder
+from algospace.types import MINUTE_NS, Bars, Ticks
+
+_LOG = structlog.get_logger(__name__)
+History = Bars | Ticks
+HistorySource = History | Callable[[], History]
+
+
+class WarmUp(Component):
+    """Runs history through the compiled step and hands the state to the chain, open bar included.
+
+    No event is published for it. The first live row then is that of an uninterrupted run, to the bit.
+    """
+
+    def __init__(self, source: HistorySource, generator: BarGenerator, engine: IndicatorEngine,
+                 matrices: MatrixComponent | None) -> None:
+        self._source = source
+        self._generator, self._engine, self._matrices = generator, engine, matrices
+
+    def warm_up(self) -> None:
+        history = self._source() if callable(self._source) else self._source
+        table = self._engine.stream.history(history)
+        self._generator.adopt(*self._engine.stream.bar_state)
+        if self._matrices is not None:
+            self._matrices.push_history(table)
+        _LOG.info("warmed up", events=len(history), base_bars=len(table))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The parts of one instrument's chain, registered with `kernel` and talking over `bus`."""
+
+    bus: EventBus
+    kernel: Kernel
+    generator: BarGenerator
+    engine: IndicatorEngine
+    matrices: MatrixComponent | None
+    synergy: SynergyDetector
+    handler: DataHandler | None
+    recorder: Recorder | None
+
+
+def build_chain(
+    instrument: Instrument, config: FeatureConfig | None = None, schema: MatrixSchema | None = None,
+    indicators: Sequence[Indicator] = (), *, feed: Feed | None = None, history: HistorySource | None = None,
+    record_to: Path | str | None = None, grace_ns: int = DEFAULT_GRACE_NS, stale_after_ns: int = DEFAULT_STALE_NS,
+    bus: EventBus | None = None,
+) -> Chain:  # fmt: skip
+    """Build and register the chain of one instrument; nothing has started yet (`with chain.kernel: ...`).
+
+    schema: without it there are no matrices. feed: without it there is no driver; publish events by hand.
+    history: warm-up data, or a function that reads it during start-up. record_to: folder of a recording.
+    """
+    config = config or FeatureConfig()
+    bus = bus or EventBus()
+    kernel = Kernel(bus)
+    generator = BarGenerator(instrument, config, grace_ns)
+    engine = IndicatorEngine(instrument, config, indicators)
+    stream = engine.stream
+    recorder = Recorder(instrument.symbol, record_to) if record_to is not None else None
+    if recorder is not None:
+        kernel.register("recorder", recorder)
+    kernel.register("bar_generator", generator)
+    kernel.register("indicator_engine", engine, ("bar_generator",))
+    matrices = None
+    if schema is not None:
+        matrices = MatrixComponent(instrument, schema, stream.digest, stream.base_columns, stream.slow_columns)
+        kernel.register("matrix_assembler", matrices, ("indicator_engine",))
+    synergy = SynergyDetector(instrument, stream.base_columns)
+    kernel.register("synergy_detector", synergy, ("indicator_engine",))
+    chain = tuple(kernel.order)
+    if history is not None:
+        kernel.register("warm_up", WarmUp(history, generator, engine, matrices), chain)
+    handler = None
+    if feed is not None:
+        if feed.symbol != instrument.symbol:
+            raise ConfigError(f"a feed of {feed.symbol} was given for {instrument.symbol}; give its own")
+        handler = DataHandler(feed, config.base_minutes * MINUTE_NS, grace_ns, stale_after_ns)
+        # Needs all others: starts last, stops first.
+        kernel.register("data_handler", handler, kernel.order)
+    return Chain(bus, kernel, generator, engine, matrices, synergy, handler, recorder)

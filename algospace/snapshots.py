@@ -1,0 +1,68 @@
+"""Saved state: named parts in one blob, with what they belong to and a checksum of each."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from algospace.errors import SchemaError
+from algospace.types import AnyArray
+
+_VERSION = 1
+_HEADER = "header.json"
+
+
+def pack(identity: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
+    """One blob of `parts`, in order, that only `unpack` with the same `identity` accepts."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # the archive's CRC of each part finds damage
+        archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps({"version": _VERSION, **identity}))
+        for name, part in parts.items():
+            archive.writestr(zipfile.ZipInfo(name), part)
+    return buffer.getvalue()
+
+
+def unpack(identity: Mapping[str, Any], blob: bytes, what: str) -> dict[str, bytes]:
+    """The parts of a blob by name; SchemaError, in one line, if it is damaged or belongs to something else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            found = json.loads(archive.read(_HEADER))
+            parts = {name: archive.read(name) for name in archive.namelist() if name != _HEADER}
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        raise SchemaError(f"{what}: not a snapshot, or damaged ({error}); build it anew from history") from None
+    expected = {"version": _VERSION, **identity}
+    if found != expected:
+        raise SchemaError(f"{what}: it was saved for {json.dumps(found)}, this is {json.dumps(expected)}; "
+                          "use the same configuration or build it anew from history")
+    return parts
+
+
+def pack_arrays(identity: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> bytes:
+    """`pack` of arrays, records included."""
+    parts = {}
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        parts[name] = buffer.getvalue()
+    return pack(identity, parts)
+
+
+def unpack_arrays(identity: Mapping[str, Any], blob: bytes, what: str, like: Mapping[str, AnyArray]
+                  ) -> dict[str, AnyArray]:
+    """The arrays of a blob, each of the type and shape of its namesake in `like`; SchemaError otherwise."""
+    parts = unpack(identity, blob, what)
+    arrays = {}
+    try:
+        for name, template in like.items():
+            array = np.load(io.BytesIO(parts[name]), allow_pickle=False)
+            if array.shape != template.shape or array.dtype.itemsize != template.dtype.itemsize:
+                raise ValueError(f"'{name}' has another shape")
+            arrays[name] = np.ascontiguousarray(array).view(template.dtype)  # a file forgets aligned records
+    except (KeyError, ValueError, EOFError) as error:
+        raise SchemaError(f"{what}: damaged ({error}); build it anew from history") from None
+    return arrays
