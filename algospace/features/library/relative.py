@@ -1,0 +1,64 @@
+"""Where the close stands in its own recent history."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba as nb
+import numpy as np
+
+from algospace.features.library.column import Column
+from algospace.features.library.core import close_ago
+from algospace.types import FloatArray
+
+_FAMILY = "relative"
+RANK_BARS = 100
+
+COLUMNS = (
+    Column(name="zscore_20", family=_FAMILY, unit="standard deviations", warm_up=19, parity="odd",
+           formula="(close - sma_20) / stdev_20; 0 if flat", source="Chan 2013, Algorithmic Trading"),
+    Column(name="percent_rank_100", family=_FAMILY, unit="0..1", warm_up=99, parity="odd", centre=0.5,
+           formula="(closes below + half the other closes equal to close) / 99, of the last 100",
+           source="mid-rank, Conover 1999, Practical Nonparametric Statistics"),
+    Column(name="distance_high_50", family=_FAMILY, unit="log", warm_up=49,
+           formula="ln(close / highest high of 50)", source="George, Hwang 2004, The 52-week high and momentum"),
+    Column(name="distance_low_50", family=_FAMILY, unit="log", warm_up=49,
+           formula="ln(close / lowest low of 50)", source="George, Hwang 2004, The 52-week high and momentum"),
+    Column(name="range_position_50", family=_FAMILY, unit="0..1", warm_up=49, parity="odd", centre=0.5,
+           formula="(close - lowest low of 50) / (highest high of 50 - lowest low of 50); 0.5 if flat",
+           source="Donchian channel"),
+    Column(name="efficiency_ratio_10", family=_FAMILY, unit="0..1", warm_up=10, parity="even",
+           formula="|close - close[10]| / Σ|close - close[1]| over 10; 1 if flat",
+           source="Kaufman 1995, Smarter Trading", talib="ER(c, 10)"),
+)  # fmt: skip
+
+
+class RelativeState(NamedTuple):
+    """closes (RANK_BARS,) by bar number modulo RANK_BARS."""
+
+    closes: FloatArray
+
+
+def new_state() -> RelativeState:
+    """State before the first bar."""
+    return RelativeState(np.zeros(RANK_BARS))
+
+
+@nb.njit(cache=True)
+def update(state: Any, core: Any, out: FloatArray) -> None:
+    """out as of COLUMNS."""
+    v = core.values[0]
+    close = v.close
+    state.closes[v.t % RANK_BARS] = close
+    out[0] = (close - v.mean_20) / np.sqrt(v.squares_20 / 20.0) if v.squares_20 > 0.0 else 0.0
+    below = 0
+    equal = -1  # itself
+    for i in range(RANK_BARS):
+        below += state.closes[i] < close
+        equal += state.closes[i] == close
+    out[1] = (below + 0.5 * equal) / (RANK_BARS - 1)
+    out[2] = np.log(close / v.high_50)
+    out[3] = np.log(close / v.low_50)
+    spread = v.high_50 - v.low_50
+    out[4] = (close - v.low_50) / spread if spread > 0.0 else 0.5
+    out[5] = abs(close - close_ago(core, 10)) / v.path_10 if v.path_10 > 0.0 else 1.0

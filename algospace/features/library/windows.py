@@ -1,0 +1,77 @@
+"""Sums over moving windows that neither drift nor cancel, and averages seeded as TA-Lib seeds them.
+
+A window sum is put together from sums over the last 1, 2, 4, 8, 16 values, each the sum of two halves of which the
+older was stored when it was the newer: sum16(t) = sum8(t) + sum8(t-8). Nothing is ever subtracted, so that an
+error neither grows with time nor survives its window, whatever the size of a value that has left it; each window
+costs one addition per level. Windows of 7, 10, 14, 20 and 28 bars are two or three such sums end to end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+
+LEVELS = 5  # sums of 1, 2, 4, 8 and 16 values
+SLOTS = 32  # a power of two above the oldest value needed
+_MASK = SLOTS - 1
+
+
+@nb.njit(cache=True)
+def push_sums(ring: Any, t: int) -> None:
+    """Fill the sums at bar t; ring (LEVELS, SLOTS, series) holds the new values in ring[0, t % SLOTS]."""
+    now = t & _MASK
+    for level in range(LEVELS - 1):
+        before = (t - (1 << level)) & _MASK
+        for j in range(ring.shape[2]):
+            ring[level + 1, now, j] = ring[level, now, j] + ring[level, before, j]
+
+
+@nb.njit(cache=True)
+def sum_7(ring: Any, t: int, j: int) -> float:
+    """Sum of the last 7 values of series j."""
+    return ring[2, t & _MASK, j] + ring[1, (t - 4) & _MASK, j] + ring[0, (t - 6) & _MASK, j]
+
+
+@nb.njit(cache=True)
+def sum_14(ring: Any, t: int, j: int) -> float:
+    """Sum of the last 14 values of series j."""
+    return ring[3, t & _MASK, j] + ring[2, (t - 8) & _MASK, j] + ring[1, (t - 12) & _MASK, j]
+
+
+@nb.njit(cache=True)
+def sum_20(ring: Any, t: int, j: int) -> float:
+    """Sum of the last 20 values of series j."""
+    return ring[4, t & _MASK, j] + ring[2, (t - 16) & _MASK, j]
+
+
+@nb.njit(cache=True)
+def sum_28(ring: Any, t: int, j: int) -> float:
+    """Sum of the last 28 values of series j."""
+    return ring[4, t & _MASK, j] + ring[3, (t - 16) & _MASK, j] + ring[2, (t - 24) & _MASK, j]
+
+
+@nb.njit(cache=True)
+def seeded(previous: float, value: float, age: int, period: int, weight: float) -> float:
+    """A recursive average: `weight` of the new value; value number `period` - 1 is the mean of all so far.
+
+    `age` counts values from 0, negative before the first. Until it is seeded the state is the sum so far.
+    """
+    if age >= period:
+        return previous + (value - previous) * weight
+    if age < 0:
+        return 0.0
+    total = previous + value
+    return total / period if age == period - 1 else total
+
+
+@nb.njit(cache=True)
+def ema(previous: float, value: float, age: int, period: int) -> float:
+    """Exponential moving average, weight 2/(period+1), see `seeded`."""
+    return seeded(previous, value, age, period, 2.0 / (period + 1))
+
+
+@nb.njit(cache=True)
+def rma(previous: float, value: float, age: int, period: int) -> float:
+    """Wilder's moving average, weight 1/period, see `seeded`."""
+    return seeded(previous, value, age, period, 1.0 / period)
