@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -45,7 +46,10 @@ def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
     import ray.data
 
     rows = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
-    records = rows.flat_map(partial(_work, jobs), num_cpus=1, ray_remote_args_fn=_retries)
+    with warnings.catch_warnings():
+        # Ray 2.60 asks for named parameters but has none for this one, and would else try for ever
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        records = rows.flat_map(partial(_work, jobs), num_cpus=1, max_retries=_ATTEMPTS - 1)
     reports: dict[int, BlocksReport] = {}
     seen = [0] * len(jobs)
     # a record is a block of Ray's, and is passed on as soon as it exists
@@ -59,10 +63,6 @@ def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
                 say(Block(**values))
     lost = f"its worker died {_ATTEMPTS} times (killed, or out of memory); its blocks are kept, run it again"
     return [reports.get(number) or failed(job, lost) for number, job in enumerate(jobs)]
-
-
-def _retries() -> dict[str, Any]:
-    return {"max_retries": _ATTEMPTS - 1}
 
 
 def _work(jobs: list[FeatureJob], row: dict[str, Any]) -> Iterator[dict[str, Any]]:

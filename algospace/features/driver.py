@@ -120,9 +120,11 @@ class FeatureStream:
         _flatten(self._state, "", arrays)
         for number, state in enumerate(self._indicator_states):
             _flatten(state, f"indicator{number}", arrays)
-        used = int(self._state.mlmi.scalars["points"][0])
-        for name in ("points", "distances", "near_labels", "selection"):
-            arrays[f"mlmi.{name}"] = arrays[f"mlmi.{name}"][:used]
+        used = int(self._state.mlmi.scalars["chunks"][0])
+        arrays["mlmi.points"] = arrays["mlmi.points"][:used]
+        # scratch of the last query, as long as the points: left out, so that equal states are equal bytes
+        for name in ("distances", "near_labels", "selection"):
+            arrays[f"mlmi.{name}"] = np.zeros(used, arrays[f"mlmi.{name}"].dtype)
         header = json.dumps(self._identity()).encode()
         buffer = io.BytesIO()
         np.savez(buffer, header=np.frombuffer(header, np.uint8), **arrays)  # type: ignore[arg-type]
