@@ -4,39 +4,48 @@ The method is that of freqtrade's recursive-analysis (freqtrade/optimize/analysi
 reference times, computed from starts 1 day, 1 week, ... 12 months before, against the value of the full history.
 A difference is measured in the column's own robust scale: |value - full value| / σ, with σ the median absolute
 deviation as a normal sigma (where that is 0, the root mean square deviation; 1 for a constant).
+
+A later start also begins with a roll factor of 1, so every price level comes out in another scale. Each start is
+therefore tried twice: as it is, and on prices already multiplied by the history's factor at that time, as a stream
+whose factor was handed on would see them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from algospace.errors import ConfigError
 from algospace.features.table import FeatureTable
-from algospace.types import DAY_NS, Bars, BoolArray, FloatArray, IntArray
+from algospace.types import DAY_NS, Bars, BoolArray, FloatArray
 
 LENGTHS = {"1 day": DAY_NS, "1 week": 7 * DAY_NS, "1 month": 30 * DAY_NS, "3 months": 91 * DAY_NS,
            "6 months": 182 * DAY_NS, "12 months": 365 * DAY_NS}
 TOLERANCES = (1e-9, 1e-3, 1e-2)
-WHOLE_HISTORY, SCALE_ONLY = "depends on the whole history", "scale only (roll-adjusted)"
+WHOLE_HISTORY = "depends on the whole history"
+SCALE_ONLY = "scale only (roll-adjusted)"
+ROLL_FACTOR = "needs the roll factor of the history"
 _MAD_TO_SIGMA = 1.482602218505602
 _FACTOR = "roll_factor"
+_MUCH_LESS = 0.01
 
 
 @dataclass(frozen=True)
 class ColumnWarmup:
     """maximum, median: of the differences, per length (NaN where not tested; infinite where there was no value
     yet). needed: per tolerance the shortest tested length from which all differences stay below it, None if none.
-    kind: SCALE_ONLY columns are compared after scaling by the roll factors' ratio."""
+    kind: SCALE_ONLY columns are compared after scaling by the roll factors' ratio, ROLL_FACTOR columns on prices
+    that carry the history's factor; naive: the largest differences as they are."""
 
     column: str
     maximum: tuple[float, ...]
     median: tuple[float, ...]
     needed: tuple[str | None, ...]
     kind: str
+    naive: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -50,24 +59,26 @@ class WarmupReport:
 
     def named(self) -> dict[str, list[str]]:
         """Columns by kind, for the kinds that matter."""
-        return {kind: names for kind in (WHOLE_HISTORY, SCALE_ONLY)
+        return {kind: names for kind in (WHOLE_HISTORY, ROLL_FACTOR, SCALE_ONLY)
                 if (names := [c.column for c in self.columns if kind in c.kind])}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: infinite and missing differences are None."""
         values = asdict(self)
         for column in values["columns"]:
-            for name in ("maximum", "median"):
+            for name in ("maximum", "median", "naive"):
                 column[name] = [v if np.isfinite(v) else None for v in column[name]]
         return {**values, "named": self.named()}
 
 
 @dataclass
 class _Differences:
-    """Of one length: per column the differences (rows,) as they are, and scaled by the roll factors."""
+    """Of one length: per column the differences (rows,) as they are, scaled by the roll factors, and from prices
+    that carry the history's roll factor."""
 
     plain: dict[str, list[FloatArray]]
     scaled: dict[str, list[FloatArray]]
+    handed: dict[str, list[FloatArray]]
     references: int = 0
 
 
@@ -103,7 +114,8 @@ def _measure(
     build: Callable[[Bars], FeatureTable], bars: Bars, whole: FeatureTable, times: Sequence[int], length: int,
     span_ns: int, scales: Mapping[str, float],
 ) -> _Differences:
-    found = _Differences({name: [] for name in whole.base}, {name: [] for name in whole.base})
+    plain, scaled, handed = ({name: list[FloatArray]() for name in whole.base} for _ in range(3))
+    found = _Differences(plain, scaled, handed)
     for time in times:
         first, last = (int(i) for i in np.searchsorted(bars.ts_open, (time - length, time + span_ns)))
         if time - length <= bars.ts_open[0] or first >= last:
@@ -113,19 +125,27 @@ def _measure(
         if rows.size == 0:
             continue
         found.references += 1
-        _compare(part, whole, rows, scales, found)
+        at = np.searchsorted(whole.ts_close, part.ts_close[rows])
+        ratio = _factors(whole)[at] / _factors(part)[rows]
+        start_factor = float(ratio[0])  # what the history's factor was where this part begins with 1
+        again = part if start_factor == 1.0 else build(_times(bars.slice(first, last), start_factor))
+        for name, full in whole.base.items():
+            expected, scale = full[at], scales[name]
+            values, carried = part.base[name][rows], again.base[name][rows]
+            found.plain[name].append(_difference(values, expected, scale))
+            found.scaled[name].append(_difference(values * ratio, expected, scale))
+            found.handed[name].append(_difference(carried, expected, scale))
     return found
 
 
-def _compare(
-    part: FeatureTable, whole: FeatureTable, rows: IntArray, scales: Mapping[str, float], into: _Differences
-) -> None:
-    at = np.searchsorted(whole.ts_close, part.ts_close[rows])
-    ratio = whole.base[_FACTOR][at] / part.base[_FACTOR][rows] if _FACTOR in whole.base else np.ones(rows.size)
-    for name, full in whole.base.items():
-        values, expected = part.base[name][rows], full[at]
-        into.plain[name].append(_difference(values, expected, scales[name]))
-        into.scaled[name].append(_difference(values * ratio, expected, scales[name]))
+def _factors(table: FeatureTable) -> FloatArray:
+    return table.base.get(_FACTOR, np.ones(len(table)))
+
+
+def _times(bars: Bars, factor: float) -> Bars:
+    """The same bars at `factor` times their prices."""
+    prices = {name: getattr(bars, name) * factor for name in ("open", "high", "low", "close")}
+    return replace(bars, **prices)
 
 
 def _difference(values: FloatArray, expected: FloatArray, scale: float) -> FloatArray:
@@ -141,21 +161,23 @@ def _difference(values: FloatArray, expected: FloatArray, scale: float) -> Float
 def _column(
     name: str, found: Sequence[_Differences], lengths: Sequence[str], tolerances: Sequence[float]
 ) -> ColumnWarmup:
-    plain = [_joined(difference.plain[name]) for difference in found]
-    scaled = [_joined(difference.scaled[name]) for difference in found]
-    # a level carries the roll factor of its start: compare it in one scale, if that is what makes it agree
+    plain, scaled, handed = ([_joined(getattr(difference, kind)[name]) for difference in found]
+                             for kind in ("plain", "scaled", "handed"))
     tested = [i for i, values in enumerate(plain) if values.size]
     longest = tested[-1]
-    off, rescaled = float(plain[longest].max()), float(scaled[longest].max())
-    levels = off > tolerances[0] and rescaled < 0.01 * off
-    values = scaled if levels else plain
+    off = float(plain[longest].max())
+    values, kinds = plain, list[str]()
+    if off > tolerances[0] and scaled[longest].max() < _MUCH_LESS * off:
+        values, kinds = scaled, [SCALE_ONLY]
+    elif off > tolerances[0] and handed[longest].max() < _MUCH_LESS * off:
+        values, kinds = handed, [ROLL_FACTOR]
     maximum = tuple(float(v.max()) if v.size else np.nan for v in values)
     median = tuple(float(np.median(v)) if v.size else np.nan for v in values)
     needed = tuple(_needed(maximum, tested, lengths, tolerance) for tolerance in tolerances)
-    kinds = [SCALE_ONLY] if levels else []
     if maximum[longest] > max(tolerances[1:], default=tolerances[0]) or needed[-1] is None:
         kinds.append(WHOLE_HISTORY)
-    return ColumnWarmup(name, maximum, median, needed, "; ".join(kinds))
+    naive = tuple(float(v.max()) if v.size else np.nan for v in plain)
+    return ColumnWarmup(name, maximum, median, needed, "; ".join(kinds), naive)
 
 
 def _needed(
