@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -133,6 +133,9 @@ def read_times(files: Sequence[TradeFile], draft: Draft, options: SourceOptions,
         raise InputError(files[0].path, "no column of times in every file", "import the files one by one")
     if options.clock == "receive" and recv is None:
         raise InputError(files[0].path, "no receive time, but --clock receive asks for it", "leave --clock out")
+    if recv is not None and options.clock_offset_ns:
+        recv = replace(recv, ts=np.where(recv.ts == NO_TIME, NO_TIME, recv.ts - options.clock_offset_ns))
+        draft.note(f"clock: receive times moved by {-options.clock_offset_ns / 1e9:+.4f} s, as asked")
     for times in (event, recv):
         if times is not None:
             _mark_times(times, draft)

@@ -23,6 +23,7 @@ from algospace.types import FloatArray, IntArray
 _KINDS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
 _NOT_TICKS = {"quarantine.parquet", "truth.parquet", "contracts.csv"}
 _CODES = ("symbol", "condition", "action", "aggressor", "flag", "buyer_is_maker")  # few distinct values
+_CODE_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 NO_INTEGER = np.iinfo(np.int64).min
 
 
@@ -90,7 +91,7 @@ def _known_names(path: Path) -> list[str]:
     try:
         first = find_source_files(path)[0]
         kind = _KINDS.get(first.suffix.lower(), "")
-        return _csv_names(first)[1] if kind == "csv" else _parquet_names(first) if kind else []
+        return _csv_names(first)[1] if kind == "csv" else _parquet_schema(first).names if kind else []
     except InputError:
         return []
 
@@ -107,10 +108,12 @@ def _csv_names(path: Path) -> tuple[str, list[str]]:
     return separator, names
 
 
-def _parquet_names(path: Path) -> list[str]:
+def _parquet_schema(path: Path) -> pa.Schema:
     try:
         with path.open("rb") as stream:
-            return list(pq.ParquetFile(stream).schema_arrow.names)
+            schema = pq.ParquetFile(stream).schema_arrow
+            _ = schema.names  # decodes them
+            return schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
 
@@ -123,10 +126,12 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _read_parquet(path: Path, options: SourceOptions, quotes: bool) -> TradeFile:
-    names = _parquet_names(path)
-    _unique(path, names)
-    layout = resolve_layout(path, names, options.columns, quotes)
-    coded = [layout.roles[role] for role in _CODES if role in layout.roles]
+    schema = _parquet_schema(path)
+    _unique(path, schema.names)
+    layout = resolve_layout(path, schema.names, options.columns, quotes)
+    _drop_no_codes(path, layout, schema, options)
+    coded = [layout.roles[role] for role in _CODES if role in layout.roles
+             and schema.field(layout.roles[role]).type in (pa.string(), pa.large_string())]
     try:
         # opened by us: pyarrow would take a path with '=' in its folders for a partitioned data set
         with path.open("rb") as stream:
@@ -136,6 +141,19 @@ def _read_parquet(path: Path, options: SourceOptions, quotes: bool) -> TradeFile
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     return _file(path, layout, table, np.arange(1, table.num_rows + 1), [], 0)
+
+
+def _drop_no_codes(path: Path, layout: Layout, schema: pa.Schema, options: SourceOptions) -> None:
+    """Forget guessed roles whose column cannot hold codes; InputError where the caller named the column."""
+    for role in _CODES:
+        kind = schema.field(layout.roles[role]).type if role in layout.roles else pa.string()
+        inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if is_text(inner) or any(fits(inner) for fits in _CODE_TYPES):
+            continue
+        if role in options.columns:
+            raise InputError(path, f"column '{layout.roles[role]}' holds {kind}, no codes",
+                             f"name another with --columns {role}=…")
+        layout.notes.append(f"ignored column: {layout.roles.pop(role)} ({kind}, no {role})")
 
 
 def _read_csv(path: Path, options: SourceOptions, quotes: bool) -> TradeFile:

@@ -20,7 +20,10 @@ class SourceOptions(FrozenConfig):
 
     format: file format; zone: IANA zone of times without one; columns: role -> column name, roles as in ROLES
     (`clock` is the time of day beside a `date`); dates: which comes first in 05/06/2020;
+    symbols: which symbols to keep; empty: the instrument's outright if there is one choice;
     clock: which time stamps the rows, the exchange's (`event`) or the receiver's (`receive`);
+    clock_offset_ns: how far the receive clock is known to be ahead of the exchange's (negative: behind), as the
+    trades of the same venue show it (`report.clock.offset_ns`); subtracted from receive times on reading;
     max_disorder_ns: how much older than the last accepted row a row may be;
     future_jump_ns: a step ahead from which on rows that come back prove the step wrong;
     now_ns: rows stamped after it are from the future (a clock passed in, never read here);
@@ -31,7 +34,9 @@ class SourceOptions(FrozenConfig):
     zone: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
     dates: Literal["auto", "day-first", "month-first"] = "auto"
+    symbols: tuple[str, ...] = ()
     clock: Literal["event", "receive"] = "event"
+    clock_offset_ns: int = 0
     max_disorder_ns: int = Field(default=0, ge=0)
     future_jump_ns: int = Field(default=MINUTE_NS, gt=0)
     now_ns: int | None = None
@@ -60,18 +65,16 @@ class SourceOptions(FrozenConfig):
 class TickImportOptions(SourceOptions):
     """Options of an import of trades.
 
-    symbols: which symbols to keep; empty: the instrument's outright if there is one choice;
     exclude_conditions: trade conditions to leave out, by name (`average_price`) or by the file's own code; None:
     the default of the code system (`conditions.DEFAULT_EXCLUDED`: trades whose price is not the market's at the
     time of the print); empty: none; include_conditions: if given, keep only trades with one of these;
     condition_codes: code system of the condition column (`mask`: hexadecimal AlgoSeek/LEAN bit mask, `letters`:
     sale condition letters of the consolidated tapes, `words`: names such as MARKET);
     drop_flagged: leave out the rows that the vendor marks as suspicious (they are counted in any case);
-    correct_clock: subtract the estimated clock offset from ts_recv;
+    correct_clock: subtract the estimated clock offset (that is left after clock_offset_ns) from ts_recv;
     future_tolerance_ns: how much later than its receipt (after the clock offset) a trade may claim to be.
     """
 
-    symbols: tuple[str, ...] = ()
     exclude_conditions: tuple[str, ...] | None = None
     include_conditions: tuple[str, ...] = ()
     condition_codes: Literal["auto", "mask", "letters", "words"] = "auto"
@@ -81,12 +84,5 @@ class TickImportOptions(SourceOptions):
 
 
 class QuoteImportOptions(SourceOptions):
-    """Options of an import of best bids and asks.
-
-    clock_offset_ns: how far the receive clock is ahead of the exchange's (negative: behind), as the trades of the
-    same venue show it (`report.clock.offset_ns`); it is subtracted from receive times. Quotes without an event
-    time are stamped by that corrected receive time.
-    """
-
-    clock_offset_ns: int = 0
-    symbols: tuple[str, ...] = ()
+    """Options of an import of best bids and asks. Quotes without an event time are stamped by their receipt, moved
+    by `clock_offset_ns`."""

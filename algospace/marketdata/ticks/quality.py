@@ -54,13 +54,13 @@ class TickQualityReport:
         return sum(self.quarantined.values())
 
     @property
-    def left_out(self) -> int:
+    def filtered_rows(self) -> int:
         """Rows that were not asked for."""
         return sum(self.filtered.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {**asdict(self), "bad_rows": self.bad_rows, "left_out": self.left_out}
+        return {**asdict(self), "bad_rows": self.bad_rows, "filtered_rows": self.filtered_rows}
 
     def lines(self) -> list[str]:
         """The report for people, a few lines."""
@@ -68,7 +68,7 @@ class TickQualityReport:
         lines.append(f"{self.kind:8} {self.rows_out} of {self.rows_in} rows, {self.first} to {self.last}, "
                      f"stamped by {self.stamped_by} time")
         if self.filtered:
-            lines.append(f"left out {self.left_out}: {_counts(self.filtered)}")
+            lines.append(f"left out {self.filtered_rows}: {_counts(self.filtered)}")
         lines.append(f"bad rows {self.bad_rows}"
                      + (f" in quarantine: {_counts(self.quarantined)}" if self.quarantined else ""))
         if self.conditions:

@@ -20,11 +20,10 @@ from algospace.marketdata.ticks.draft import (
     read_times,
 )
 from algospace.marketdata.ticks.files import TradeFile, read_trade_files
-from algospace.marketdata.ticks.options import QuoteImportOptions
+from algospace.marketdata.ticks.options import SourceOptions
 from algospace.marketdata.ticks.quality import TickQualityReport, gaps, iso_precise, off_grid
 from algospace.marketdata.ticks.rules import judge_order, mark
 from algospace.marketdata.ticks.source import check_limit, count_rules, digest, quarantine
-from algospace.marketdata.timestamps import NO_TIME
 from algospace.memory import release_unused
 from algospace.types import SECOND_NS, BoolArray, Quotes
 
@@ -40,19 +39,19 @@ class QuoteImportResult:
     report: TickQualityReport
 
 
-def import_quotes(path: Path | str, symbol: str | Instrument, options: QuoteImportOptions | None = None,
+def import_quotes(path: Path | str, symbol: str | Instrument, options: SourceOptions | None = None,
                   progress: Callable[[str], None] | None = None) -> QuoteImportResult:
     """Read best bids and asks from a CSV or Parquet file, or a folder of them, and apply every rule.
 
     Raises InputError when more than `max_bad_fraction` of the rows break a rule.
     """
     spec = symbol if isinstance(symbol, Instrument) else instrument(symbol)
-    result = _import(Path(path), spec, options or QuoteImportOptions(), progress)
+    result = _import(Path(path), spec, options or SourceOptions(), progress)
     release_unused()
     return result
 
 
-def _import(path: Path, spec: Instrument, options: QuoteImportOptions,
+def _import(path: Path, spec: Instrument, options: SourceOptions,
             progress: Callable[[str], None] | None) -> QuoteImportResult:
     files = read_trade_files(path, options, True, progress)
     draft = new_draft(files)
@@ -68,21 +67,18 @@ def _import(path: Path, spec: Instrument, options: QuoteImportOptions,
     return QuoteImportResult(quotes, aside, _report(path, spec, files, draft, quotes))
 
 
-def _stamp(files: Sequence[TradeFile], draft: Draft, options: QuoteImportOptions, spec: Instrument) -> None:
-    """Times of the quotes; receive times are moved by the clock offset that the caller knows."""
+def _stamp(files: Sequence[TradeFile], draft: Draft, options: SourceOptions, spec: Instrument) -> None:
+    """Times of the quotes by the clock asked for; without an event time the receipt stamps them."""
     event, recv = read_times(files, draft, options, spec)
     if recv is not None:
-        moved = np.where(recv.ts == NO_TIME, NO_TIME, recv.ts - options.clock_offset_ns)
-        if options.clock_offset_ns:
-            draft.note(f"clock: receive times moved by {-options.clock_offset_ns / 1e9:+.4f} s, as asked")
-        draft.recv = moved if event is None else compare_clocks(draft, event.ts, moved, SECOND_NS, False)
+        draft.recv = recv.ts if event is None else compare_clocks(draft, event.ts, recv.ts, SECOND_NS, False)
     if event is not None and options.clock == "event":
         draft.ts = event.ts
     elif draft.recv is not None:
         draft.ts = draft.recv
 
 
-def _judge(draft: Draft, options: QuoteImportOptions) -> None:
+def _judge(draft: Draft, options: SourceOptions) -> None:
     """Finite and positive prices, sizes not negative, no crossed sides, in order of time."""
     bid, ask = draft.numbers["bid"], draft.numbers["ask"]
     mark(draft.codes, "non_finite", ~(np.isfinite(bid) & np.isfinite(ask)))
