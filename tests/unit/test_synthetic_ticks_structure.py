@@ -127,8 +127,10 @@ def test_the_contract_changes_on_the_monday_before_the_third_friday():
     assert np.datetime64(int(first), "ns") == np.datetime64("2024-03-10T22:00")  # Sunday 17:00 in Chicago
 
 
-@pytest.mark.parametrize("ohlc", [(100.0, 103.0, 98.0, 99.0), (99.0, 103.0, 98.0, 100.0),
-                                  (100.0, 101.0, 100.0, 101.0), (100.0, 100.0, 97.5, 98.0), (100.0, 100.0, 100.0, 100.0)])
+@pytest.mark.parametrize("ohlc", [
+    (100.0, 103.0, 98.0, 99.0), (99.0, 103.0, 98.0, 100.0), (100.0, 101.0, 100.0, 101.0),
+    (100.0, 100.0, 97.5, 98.0), (100.0, 100.0, 100.0, 100.0),
+])
 @pytest.mark.parametrize("n", [4, 5, 60])
 def test_prints_of_a_minute_touch_its_extremes_and_stay_inside(ohlc, n):
     out = np.empty(n)
