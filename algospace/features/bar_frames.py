@@ -137,10 +137,11 @@ class BarSeries:
     flow: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
-    def of_records(cls, frame: BarFrame, records: AnyArray, state: AnyArray) -> BarSeries:
-        """From records of `tick_bars_kernels.TICK_BAR` and the frame's state after them."""
+    def of_records(cls, frame: BarFrame, parts: Sequence[AnyArray], state: AnyArray) -> BarSeries:
+        """From consecutive records of `tick_bars_kernels.TICK_BAR` and the frame's state after them."""
+        parts = parts or [np.zeros(0, kernels.TICK_BAR)]
         names = kernels.TICK_BAR.names or ()
-        columns: dict[str, Any] = {name: np.ascontiguousarray(records[name]) for name in names}
+        columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in names}
         columns["contract"] = columns["contract"].astype(np.int32)
         start = int(state["start"]) if state["is_open"] else None
         return cls(frame, **columns, late=int(state["late"]), invalid=int(state["invalid"]), open_start=start)

@@ -107,9 +107,8 @@ class BarBuilder:
             for k, n in enumerate(sizes):
                 parts[k].append(out[k, :n].copy())
         self.rows += ts.size
-        empty = np.zeros(0, kernels.TICK_BAR)
         return {
-            frame.name: BarSeries.of_records(frame, np.concatenate([empty, *parts[k]]), self._states[k])
+            frame.name: BarSeries.of_records(frame, parts[k], self._states[k])
             for k, frame in enumerate(self.frames)
         }
 
