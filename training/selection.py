@@ -23,7 +23,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InputError
 from algospace.features.columns import BAR_COLUMNS
-from algospace.features.matrix_schema import COLUMN_RULES
+from algospace.features.matrix_schema import column_rule
 from algospace.features.table import FeatureTable
 from algospace.files import write_json
 from algospace.seeding import stream_key
@@ -193,9 +193,10 @@ _FURTHER_KINDS = {"ha_open": "level", "ha_high": "level", "ha_low": "level", "ha
 
 
 def _kind(name: str) -> str:
-    if name in COLUMN_RULES:
-        return COLUMN_RULES[name][0]
-    return _FURTHER_KINDS.get(name, "robust")
+    try:
+        return column_rule(name)[0]
+    except KeyError:
+        return _FURTHER_KINDS.get(name, "robust")
 
 
 def _candidates(table: FeatureTable, rows: IntArray) -> tuple[list[str], FloatArray, dict[str, str]]:

@@ -63,7 +63,8 @@ class FeatureConfig(FrozenConfig):
 
     source: what NW-RQK and MLMI read. base_minutes, slow_minutes: the pair of timeframes. regime: compute the LVN
     and MMD columns (they cost most of the time). max_disorder_ns: how much older than the last accepted tick a
-    tick may be.
+    tick may be. library: columns of the general library (`algospace features --list`) that follow the built-in ones
+    in base rows; "all" alone takes every one.
     """
 
     source: Literal["ha_close", "close"] = "ha_close"
@@ -71,6 +72,7 @@ class FeatureConfig(FrozenConfig):
     slow_minutes: int = Field(default=30, ge=1, le=_MINUTES_PER_DAY)
     regime: bool = True
     max_disorder_ns: int = Field(default=0, ge=0)
+    library: tuple[str, ...] = ()
     nwrqk: NwrqkConfig = NwrqkConfig()
     mlmi: MlmiConfig = MlmiConfig()
     fvg: FvgConfig = FvgConfig()
@@ -82,6 +84,18 @@ class FeatureConfig(FrozenConfig):
             raise ValueError("slow_minutes must be a multiple of base_minutes")
         if _MINUTES_PER_DAY % self.slow_minutes or _MINUTES_PER_HOUR % self.base_minutes:
             raise ValueError("base_minutes must divide an hour and slow_minutes a day, to align with the clock")
+        return self
+
+    @model_validator(mode="after")
+    def _library_is_known(self) -> FeatureConfig:
+        if self.library and self.library != ("all",):
+            from algospace.features.library.registry import REGISTRY  # compiled code: only where it is asked for
+
+            unknown = [name for name in self.library if name not in REGISTRY]
+            if unknown:
+                raise ValueError(f"unknown library column '{unknown[0]}'; `algospace features --list` prints all")
+            if len(set(self.library)) < len(self.library):
+                raise ValueError(f"a library column is named twice in {', '.join(self.library)}")
         return self
 
     @property

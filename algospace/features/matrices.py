@@ -18,13 +18,13 @@ from algospace.calendars import trading_day
 from algospace.errors import ConfigError, SchemaError
 from algospace.features.market_table import MarketTable
 from algospace.features.matrix_schema import (
-    COLUMN_RULES,
     KINDS,
     ODD,
     ColumnSpec,
     MatrixConfig,
     MatrixSchema,
     MatrixSpec,
+    column_rule,
     column_specs,
 )
 from algospace.features.table import FeatureTable
@@ -48,16 +48,17 @@ class Normaliser:
     def fit(table: FeatureTable, config: MatrixConfig, train_end_ns: int) -> MatrixSchema:
         """Schema with the statistics of the rows that were closed by `train_end_ns` (UTC ns).
 
-        centre: median, 0 for odd columns (mirroring must stay a change of sign). scale: median absolute deviation
-        from the centre as a normal sigma; where more than half of the values are equal, the root mean square
-        deviation; 1 for a constant. ConfigError if a column is absent or has no value in the training split.
+        centre: median; for odd columns the value that mirroring keeps (it must stay a change of sign). scale:
+        median absolute deviation from the centre as a normal sigma; where more than half of the values are equal,
+        the root mean square deviation; 1 for a constant. ConfigError if a column is absent or has no value in the
+        training split.
         """
         base_rows, slow_rows = table.ts_close <= train_end_ns, table.ts_close_30m <= train_end_ns
         tactical = config.tactical + config.tactical_extra
 
         def spec(names: tuple[str, ...], window: int, columns: Mapping[str, FloatArray], rows: BoolArray
                  ) -> MatrixSpec:
-            robust = [name for name in names if COLUMN_RULES[name][0] == "robust"]
+            robust = [name for name in names if column_rule(name)[0] == "robust"]
             statistics = {name: _robust(name, _column(columns, name)[rows]) for name in robust}
             return MatrixSpec(window, column_specs(names, statistics))
 
@@ -82,7 +83,8 @@ def _robust(name: str, values: FloatArray) -> tuple[float, float]:
     if values.size == 0:
         raise ConfigError(f"column '{name}' has no value in the training split; the warm-up takes about 7 trading "
                           f"days of 30-minute bars: give more history or a later end of training")
-    centre = 0.0 if COLUMN_RULES[name][1] == ODD else float(np.median(values))
+    _, sign, middle = column_rule(name)
+    centre = middle if sign == ODD else float(np.median(values))
     deviation = np.abs(values - centre)
     tiny = 1e-9 * max(abs(centre), float(deviation.max()))
     for scale in (_MAD_TO_SIGMA * float(np.median(deviation)), float(np.sqrt(np.mean(deviation**2)))):

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -45,6 +45,34 @@ COLUMN_RULES: dict[str, tuple[str, int]] = {
     "price_acceleration": ("robust", ODD), "return_autocorr_20": ("robust", EVEN), "range_ratio": ("ratio", EVEN),
     "volume_profile_skew": ("robust", ODD),
 }  # fmt: skip
+_PRICE_UNITS = ("price", "price per bar")
+
+
+def column_rule(name: str) -> tuple[str, int, float]:
+    """(kind, parity, centre of mirroring) of a column: ours, or one of the general library (base rows only).
+
+    KeyError for an unknown column, or one that mirroring the market turns into something else than a value of its
+    own (a directional half such as `plus_di_14`).
+    """
+    if name in COLUMN_RULES:
+        return (*COLUMN_RULES[name], 0.0)
+    from algospace.features.library.registry import REGISTRY  # compiled code: only where it is asked for
+
+    column = REGISTRY[name]
+    if column.unit == "price" and column.parity == "none":
+        return "level", ODD, 0.0
+    sign = {"odd": ODD, "even": EVEN}[column.parity]
+    return "difference" if column.unit in _PRICE_UNITS else "robust", sign, column.centre
+
+
+def _is_known(name: str) -> bool:
+    try:
+        column_rule(name)
+    except KeyError:
+        return False
+    return True
+
+
 TWINS = {"fvg_bull_active": "fvg_bear_active", "fvg_bear_active": "fvg_bull_active"}
 
 STRATEGIC = ("mlmi_value", "mlmi_signal", "nwrqk_value", "nwrqk_slope", "lvn_distance", "lvn_strength", "hour_sin",
@@ -59,12 +87,13 @@ class MatrixConfig(FrozenConfig):
     """Columns and windows (rows) of the matrices; `clip` bounds standardised columns.
 
     `atr_clip` bounds columns in ATR, far out: only a market that has all but stopped (ATR near 0) meets it.
-    `tactical_extra` columns come after the tactical ones.
+    `tactical_extra` columns come after the tactical ones. The tactical matrix takes columns of the general library
+    too, if the feature configuration lists them.
     """
 
     strategic: tuple[str, ...] = Field(STRATEGIC, min_length=1)
     tactical: tuple[str, ...] = Field(TACTICAL, min_length=1)
-    tactical_extra: tuple[Literal["return_1", "volatility_60", "autocorr1_60"], ...] = ()
+    tactical_extra: tuple[str, ...] = ()
     regime: tuple[str, ...] = REGIME
     strategic_window: int = Field(48, ge=1, le=4096)
     tactical_window: int = Field(60, ge=1, le=4096)
@@ -74,10 +103,13 @@ class MatrixConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _columns_are_known(self) -> MatrixConfig:
-        for names in (self.strategic, self.tactical + self.tactical_extra, self.regime):
-            unknown = sorted(set(names) - set(COLUMN_RULES))
+        for names, library in ((self.strategic, False), (self.tactical + self.tactical_extra, True),
+                               (self.regime, False)):
+            unknown = [name for name in names if name not in COLUMN_RULES and not (library and _is_known(name))]
             if unknown:
-                raise ValueError(f"unknown column '{unknown[0]}'; known: {', '.join(sorted(COLUMN_RULES))}")
+                raise ValueError(f"unknown column '{unknown[0]}', or one without a mirror image; known: "
+                                 f"{', '.join(sorted(COLUMN_RULES))}; in the tactical matrix also library columns "
+                                 "(`algospace features --list`)")
             if len(set(names)) < len(names):
                 raise ValueError(f"a column is named twice in {', '.join(names)}")
             alone = [name for name in names if name in TWINS and TWINS[name] not in names]
@@ -206,7 +238,7 @@ def column_specs(names: tuple[str, ...], statistics: Mapping[str, tuple[float, f
     """Specs of one matrix; `statistics` holds (centre, scale) of its robust columns."""
     specs = []
     for place, name in enumerate(names):
-        kind, sign = COLUMN_RULES[name]
+        kind, sign, _ = column_rule(name)
         centre, scale = statistics.get(name, (0.0, 1.0))
         mirror = names.index(TWINS[name]) if name in TWINS else place
         specs.append(ColumnSpec(name, kind, centre, scale, sign, mirror))

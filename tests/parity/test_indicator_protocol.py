@@ -93,3 +93,39 @@ def test_a_taken_column_name_is_refused() -> None:
     assert more.config_digest != table.config_digest
     with pytest.raises(ConfigError, match="'vix' exists already"):
         more.with_columns({"vix": np.zeros(len(table))}, "again")
+
+
+def test_library_columns_of_the_configuration_reach_the_matrices() -> None:
+    """Named in `features.library` and in the tactical matrix: scaled by rule, equal live and in batch."""
+    from algospace.features.matrices import MatrixAssembler, Normaliser, assemble
+    from algospace.features.matrix_schema import MatrixConfig
+
+    extra = ("rsi_14", "sma_20", "macd_12_26_9", "natr_14", "adx_14")
+    with pytest.raises(ValueError, match="'natr_14', or one without a mirror image"):
+        MatrixConfig(tactical_extra=extra)
+    names = tuple(name for name in extra if name != "natr_14")
+    config = FeatureConfig(library=names)
+    bars = generate("session", 6, 4000).bars
+    table = build(bars, SYNTH, config)
+    schema = Normaliser.fit(table, MatrixConfig(tactical_extra=names, strategic_window=4, regime_window=4),
+                            int(table.ts_close[3000]))
+    kinds = {column.name: (column.kind, column.sign) for column in schema.tactical.columns}
+    assert kinds["rsi_14"] == ("robust", -1)
+    assert kinds["sma_20"] == ("level", -1)
+    assert kinds["macd_12_26_9"] == ("difference", -1)
+    assert kinds["adx_14"] == ("robust", 1)
+    assert next(c.centre for c in schema.tactical.columns if c.name == "rsi_14") == 50.0
+    market_table = assemble(table, schema, SYNTH)
+    assert market_table.decision.sum() > 1000
+    stream = FeatureStream(SYNTH, config, bars.width_ns)
+    live = MatrixAssembler(schema, SYNTH, stream.base_columns, stream.slow_columns)
+    for i in range(len(bars)):
+        for row in stream.push(SourceBar(int(bars.ts_open[i]), float(bars.open[i]), float(bars.high[i]),
+                                         float(bars.low[i]), float(bars.close[i]), float(bars.volume[i]))):
+            live.push(row)
+    np.testing.assert_array_equal(live.tactical, market_table.tactical[-len(live.tactical):])
+
+
+def test_an_unknown_library_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown library column 'rsi_15'"):
+        FeatureConfig(library=("rsi_15",))
