@@ -63,8 +63,8 @@ class FeatureConfig(FrozenConfig):
 
     source: what NW-RQK and MLMI read. base_minutes, slow_minutes: the pair of timeframes. regime: compute the LVN
     and MMD columns (they cost most of the time). max_disorder_ns: how much older than the last accepted tick a
-    tick may be. library: columns of the general library (`algospace features --list`) that follow the built-in ones
-    in base rows; "all" alone takes every one.
+    tick may be. library: columns of the general library (`algospace features --list`), after the built-in ones in
+    base rows; "all" alone takes every one.
     """
 
     source: Literal["ha_close", "close"] = "ha_close"
