@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from algospace.config import load_config
 from algospace.errors import ConfigError
-from algospace.instruments import instrument
+from algospace.instruments import Instrument, instrument
 from algospace.types import MINUTE_NS, Bars
 
 if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
@@ -27,7 +26,7 @@ Source = Annotated[Path, typer.Argument(help="CSV or Parquet file, a folder of t
 Symbol = Annotated[str, typer.Option("--instrument", help="Symbol, for example NQ.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file with feature settings.")]
 Files = Annotated[list[Path] | None, typer.Option("--indicator", help="File of an own indicator; repeatable.")]
-Library = Annotated[str | None, typer.Option(help="Names of library indicators, with commas, or all.")]
+Library = Annotated[str | None, typer.Option(help="Columns of the general library, with commas, or all.")]
 Start = Annotated[str | None, typer.Option(help="First day or time (UTC) of the data to use.")]
 End = Annotated[str | None, typer.Option(help="Day or time (UTC) before which the data ends.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
@@ -89,24 +88,21 @@ def _read(
 
     spec = instrument(symbol)
     settings = load_config(FeatureConfig, config) if config is not None else FeatureConfig()
-    loaded = [*(load_indicator(path) for path in files or ()), *library_indicators(library)]
+    loaded = [*(load_indicator(path) for path in files or ()), *library_indicators(library, spec)]
     bounds = _time(start, "--start"), _time(end, "--end")
     bars = read_source(src, spec)
     check_width(bars.width_ns, settings.base_minutes * MINUTE_NS)
     return between(bars, *bounds), settings, loaded
 
 
-def library_indicators(names: str | None) -> list[Indicator]:
-    """The named indicators of the general library; ConfigError if it is not there."""
+def library_indicators(names: str | None, spec: Instrument) -> list[Indicator]:
+    """The named columns of the general library, or all; ConfigError if one does not exist."""
     if names is None:
         return []
-    try:
-        library: Any = import_module("algospace.features.library")
-    except ImportError:
-        raise ConfigError(f"--library {names}: this installation has no general library; leave it out") from None
+    from algospace.features.library import library_indicator
+
     wanted = None if names == "all" else [name.strip() for name in names.split(",")]
-    made: Any = library.library_indicator(wanted) if wanted else library.library_indicator()
-    return list(made) if isinstance(made, (list, tuple)) else [made]
+    return [library_indicator(wanted, spec)]
 
 
 def between(bars: Bars, start_ns: int | None, end_ns: int | None) -> Bars:

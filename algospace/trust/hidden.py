@@ -18,11 +18,14 @@ from algospace.features.own_faults import arrays_of
 
 LIMIT = 512
 _DEPTH = 4
+_OURS = "algospace."  # the library, whose code is tested here
 
 
 def hidden_inputs(indicator: Indicator) -> list[str]:
     """A line for everything large that the indicator reads from outside its state and the bars."""
     own = original(indicator)
+    if getattr(getattr(own.update, "py_func", own.update), "__module__", "").startswith(_OURS):
+        return []
     found: dict[str, int] = {}
     for function in (own.update, own.run):
         if function is not None:
