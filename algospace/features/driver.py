@@ -120,11 +120,10 @@ class FeatureStream:
     def _output(self, base_rows: int, slow_rows: int) -> pipeline.Output:
         """`pipeline.new_output` for a history, its large arrays in pages of their own."""
         out = pipeline.new_output(self.config, 0, 0)
-        return pipeline.Output(
-            out.size, _pages((base_rows,), np.int64), _pages((base_rows,), np.bool_), _pages((base_rows,), np.int32),
-            _pages((base_rows,), np.int32), _pages((out.base.shape[0], base_rows), np.float64),
-            _pages((slow_rows,), np.int64), _pages((out.slow.shape[0], slow_rows), np.float64),
-        )  # fmt: skip
+        columns_of = {name: array for name, array in out._asdict().items() if name != "size"}
+        rows_of = {name: slow_rows if name in ("ts_close_30m", "slow") else base_rows for name in columns_of}
+        return out._replace(**{name: _pages((*array.shape[:-1], rows_of[name]), array.dtype)
+                               for name, array in columns_of.items()})  # fmt: skip
 
     def snapshot(self) -> bytes:
         """The whole state; a stream of the same configuration that restores it continues to the bit."""
