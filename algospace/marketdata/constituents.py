@@ -211,7 +211,7 @@ def _first_row(step: Rebalance, prices: Mapping[str, _Prices], grid: IntArray, a
     """First grid bar at which `step` is known and can be priced; the grid's size if there is none."""
     names = [name for name, weight in step.weights.items() if weight > 0]
     at = [prices[n].values["open"] if at_opens else prices[n].before for n in names]
-    known = np.isfinite(at).all(axis=0)
+    known = np.all(np.isfinite(np.array(at)), axis=0)
     if at_opens:
         known &= np.any([prices[n].present for n in names], axis=0)
     start = int(np.searchsorted(grid, step.known))

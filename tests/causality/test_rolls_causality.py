@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from algospace.instruments import instrument
 from algospace.marketdata.contracts import expiry_ranks, front_by_volume
+from algospace.marketdata.roll_table import RollSchedule
 from algospace.marketdata.rolls import (
     ContractRows,
     ExpiryRoll,
@@ -64,6 +65,29 @@ def test_contracts_follow_each_other_in_the_order_of_expiry(rule: RollRule, seed
     for k in range(len(schedule)):  # each row of the front lies within its entry
         mine = rows.ts_open[kept & (rows.contract == NAMES.index(schedule.contracts[k]))]
         assert mine.size == 0 or (mine.min() >= schedule.first_ts[k] and mine.max() == schedule.last_ts[k])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), day=st.integers(5, 250), wait=st.integers(0, 3))
+def test_open_interest_counts_from_its_publication_on(tmp_path_factory, seed: int, day: int, wait: int):
+    rng = np.random.default_rng(seed)
+    days = np.arange(20_090, 20_390)
+    ts = np.repeat(days * 86_400 + 15 * 3600, len(NAMES)) * 10**9  # all contracts at 15:00 UTC of every day
+    rows = ContractRows(ts, np.tile(np.arange(len(NAMES), dtype=np.int32), days.size), NAMES)
+    figures = rng.integers(0, 1000, (days.size, len(NAMES)))
+
+    def schedule(values: np.ndarray) -> RollSchedule:
+        path = tmp_path_factory.mktemp("oi") / "oi.csv"
+        lines = [f"{np.datetime64(int(d), 'D')},{name},{values[i, k]}" for i, d in enumerate(days)
+                 for k, name in enumerate(NAMES)]
+        path.write_text("\n".join(["date,contract,open_interest", *lines]) + "\n")
+        return choose_front(OpenInterestRoll(publication_days=wait, table=path), rows, ES)
+
+    other = figures.copy()
+    other[day:] = rng.integers(0, 1000, other[day:].shape)
+    known = ts < (days[day] + 1 + wait) * 86_400 * 10**9
+    one, two = (front_rows(schedule(values), rows)[known] for values in (figures, other))
+    np.testing.assert_array_equal(one, two)
 
 
 @settings(max_examples=25, deadline=None)

@@ -82,6 +82,20 @@ def test_bars_after_a_cut_change_no_earlier_level(seed: int, cut: int):
     assert n == int(np.searchsorted(whole.bars.ts_open, instant))
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_index_returns_an_average_of_its_constituents_returns(seed: int):
+    bars = market(seed)
+    weights = plan((5, {"a": 1, "b": 2, "c": 3}), (100, {"a": 3, "b": 1, "c": 1}), (200, {"a": 1, "b": 1, "c": 9}))
+    index = build_index(bars, weights).bars
+    last = np.array([continuous(b).adjusted.close[np.searchsorted(b.ts_open, index.ts_open, side="right") - 1]
+                     for b in bars.values()])
+    each, own = np.diff(np.log(last)), np.diff(np.log(index.close))
+    # also over a rebalance: its gap belongs to the new basket
+    assert (own <= each.max(axis=0) + 1e-12).all()
+    assert (own >= each.min(axis=0) - 1e-12).all()
+
+
 def test_weights_count_from_their_publication_on():
     bars = market(1)
     late = Rebalance(START + 50 * BASE_NS, LATE, {"b": 1})

@@ -203,6 +203,21 @@ def test_the_importer_applies_every_rule(tmp_path: Path):
         assert len(result.bars) + result.report.reported["other_contracts"] == result.report.rows_in
 
 
+def test_the_importer_reads_a_written_schedule_as_its_roll_table(tmp_path: Path):
+    path = tmp_path / "es.parquet"
+    table = several_contracts(path)
+    by_rule = import_file(path, "ES", ImportOptions(front="expiry"))
+    schedule = choose_front(ExpiryRoll(), table, ES)
+    write_roll_table(tmp_path / "contracts.csv", schedule)
+    frame = pd.DataFrame({"ts_utc": pd.to_datetime(by_rule.bars.ts_open, utc=True), "volume": by_rule.bars.volume}
+                         | {name: getattr(by_rule.bars, name) for name in ("open", "high", "low", "close")})
+    (tmp_path / "front").mkdir()
+    frame.to_parquet(tmp_path / "front" / "es.parquet")
+    again = import_file(tmp_path / "front", "ES", ImportOptions(contracts=tmp_path / "contracts.csv"))
+    assert again.contracts == list(NAMES) == by_rule.contracts
+    np.testing.assert_array_equal(again.bars.contract, by_rule.bars.contract)
+
+
 def test_options_of_another_rule_are_refused(tmp_path: Path):
     for values in ({"front": "dates"}, {"front": "volume", "expiries": tmp_path}, {"open_interest": tmp_path}):
         with pytest.raises(ValueError, match="front"):
