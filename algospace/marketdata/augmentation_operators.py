@@ -48,7 +48,7 @@ class MagnitudeWarpConfig(FrozenConfig):
 class TimeWarpConfig(FrozenConfig):
     """sigma: of the log speed of time at its knots, `knot_bars` apart."""
 
-    sigma: float = Field(default=0.2, ge=0, le=1)
+    sigma: float = Field(default=0.1, ge=0, le=1)
     knot_bars: int = Field(default=36, ge=2)
 
 

@@ -205,12 +205,14 @@ def fill_prints(key: Any, first_row: int, ts_open: AnyArray, open_: AnyArray, hi
             state[0] = _spread(combine(quote_key, i - at), state[0], quiet, nerves)
             state[2] = _side(combine(side_key, i - at), price[i] - state[3], state[2], buy[row], flow)
             state[3] = price[i]
-            bid[i] = price[i] if state[2] < 0.0 else price[i] - state[0] * tick
-            ask[i] = price[i] if state[2] > 0.0 else price[i] + state[0] * tick
+            width = min(state[0] * tick, 0.5 * price[i])  # a bid is positive
+            bid[i] = price[i] if state[2] < 0.0 else price[i] - width
+            ask[i] = price[i] if state[2] > 0.0 else price[i] + width
             aggressor[i] = np.int8(state[2])
             arrival = ts[i]
             if flow.latency_ns > 0.0:
-                arrival += int(flow.latency_ns * (0.5 + exponential(combine(latency_key, i - at))))
+                delay = 0.5 * (1.0 + exponential(combine(latency_key, i - at)))
+                arrival += int(flow.latency_ns * delay)
             received[0] = max(received[0], arrival)  # one connection: what was sent first arrives first
             ts_recv[i] = received[0]
         at += n

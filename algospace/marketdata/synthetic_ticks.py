@@ -58,9 +58,10 @@ class TickOptions(FrozenConfig):
 
     imbalance: excess probability of a buy in regime up (None: 0 where the scenario's limit is solved, else 0.1).
     roll_basis_bp: mean price step at a quarterly roll (None: 0, a single contract, where the limit is solved, else
-    60). latency_ms: median delay of ts_recv, about; 0: received as it happens. Faults for robustness tests:
-    late_rate: share of prints delivered up to 1.5 · `late_ms` late, hence out of order (ts_recv says when);
-    duplicate_rate: share of prints delivered twice. Faults never move a print out of its 2048 bars.
+    60). latency_ms: mean delay of ts_recv, half of it fixed, half exponential; 0: received as it happens.
+    Faults for robustness tests: late_rate: share of prints delivered 0.5 to 1.5 · `late_ms` late, so out of
+    order (ts_recv says when); duplicate_rate: share delivered twice. Faults never move a print out of its
+    2048 bars.
     """
 
     contracts_per_tick: float = Field(default=20.0, gt=0)

@@ -104,7 +104,7 @@ def test_the_receive_time_is_later_and_in_order():
     delay = ticks.ts_recv - ticks.ts
     assert (np.diff(ticks.ts_recv) >= 0).all()
     assert delay.min() >= 2.5e6
-    assert 5e6 < np.median(delay) < 10e6
+    assert 5e6 < delay.mean() < 6e6  # an earlier print that is late holds up the next
 
 
 def test_faults_are_the_clean_prints_late_or_twice_and_the_pipeline_counts_them():
