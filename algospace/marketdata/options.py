@@ -23,8 +23,9 @@ class ImportOptions(FrozenConfig):
     dates: which comes first in 05/06/2020; stamp: whether a bar's time is its start or its end;
     width_s: bar width in seconds; contracts: roll table with contract, first and last time;
     front: the rule that picks one contract a day where a file holds several at once (`rolls`); roll_days: business
-    days before expiry (`expiry`); expiries: CSV of contract, expiry for it; roll_dates: CSV of contract,
-    first_ts_utc (`dates`); open_interest: CSV of date, contract, open_interest, where the file has no such column;
+    days before expiry (`expiry`; 5 if left out); expiries: CSV of contract, expiry for it; roll_dates: CSV of
+    contract, first_ts_utc (`dates`); open_interest: CSV of date, contract, open_interest, where the file has no such
+    column;
     max_bad_fraction: share of rows that may break a rule (0.001 = 0.1 %).
     """
 
@@ -36,7 +37,7 @@ class ImportOptions(FrozenConfig):
     width_s: int | None = Field(default=None, gt=0)
     contracts: Path | None = None
     front: Literal["none", "volume", "open_interest", "expiry", "dates"] = "none"
-    roll_days: int = Field(default=5, ge=0, le=60)
+    roll_days: int | None = Field(default=None, ge=0, le=60)
     expiries: Path | None = None
     roll_dates: Path | None = None
     open_interest: Path | None = None
@@ -44,7 +45,8 @@ class ImportOptions(FrozenConfig):
 
     @model_validator(mode="after")
     def _options_fit_the_rule(self) -> ImportOptions:
-        for name, rule in (("expiries", "expiry"), ("roll_dates", "dates"), ("open_interest", "open_interest")):
+        rules = {"roll_days": "expiry", "expiries": "expiry", "roll_dates": "dates", "open_interest": "open_interest"}
+        for name, rule in rules.items():
             if getattr(self, name) is not None and self.front != rule:
                 raise ValueError(f"{name} is read with front {rule} only")
         if self.front == "dates" and self.roll_dates is None:

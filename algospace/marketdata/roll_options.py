@@ -24,7 +24,9 @@ def rule_of(options: ImportOptions) -> RollRule:
     if options.front == "open_interest":
         return OpenInterestRoll(table=options.open_interest)
     if options.front == "expiry":
-        return ExpiryRoll(days=options.roll_days, table=options.expiries)
+        default = ExpiryRoll()
+        return ExpiryRoll(days=default.days if options.roll_days is None else options.roll_days,
+                          table=options.expiries)
     if options.front == "dates" and options.roll_dates is not None:
         return DatesRoll(table=options.roll_dates)
     return VolumeRoll()

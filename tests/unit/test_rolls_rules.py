@@ -219,6 +219,7 @@ def test_the_importer_reads_a_written_schedule_as_its_roll_table(tmp_path: Path)
 
 
 def test_options_of_another_rule_are_refused(tmp_path: Path):
-    for values in ({"front": "dates"}, {"front": "volume", "expiries": tmp_path}, {"open_interest": tmp_path}):
+    for values in ({"front": "dates"}, {"front": "volume", "expiries": tmp_path}, {"open_interest": tmp_path},
+                   {"front": "volume", "roll_days": 3}):
         with pytest.raises(ValueError, match="front"):
             ImportOptions(**values)
