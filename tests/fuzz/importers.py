@@ -91,14 +91,14 @@ def check_quotes(path: Path, share: float) -> None:
     assert result.quarantine.num_rows == result.report.bad_rows
 
 
-def fuzz(seconds: float, seed: int, keep: bool) -> tuple[Counter[str], list[Path | str]]:
-    """(outcomes, failing files) of random cases for so long."""
+def fuzz(seconds: float, seed: int, keep: bool, most: int = sys.maxsize) -> tuple[Counter[str], list[Path | str]]:
+    """(outcomes, failing files) of at most `most` random cases for so long."""
     rng, outcomes, failures = random.Random(seed), Counter[str](), []
     seen: set[str] = set()
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        while time.monotonic() < end:
+        while time.monotonic() < end and outcomes.total() < most:
             kind = rng.choice(KINDS)
             suffix, data = make_case(kind, rng)
             path = Path(folder) / f"case{suffix}"
