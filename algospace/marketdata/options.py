@@ -24,8 +24,8 @@ class ImportOptions(FrozenConfig):
     width_s: bar width in seconds; contracts: roll table with contract, first and last time;
     front: the rule that picks one contract a day where a file holds several at once (`rolls`); roll_days: business
     days before expiry (`expiry`; 5 if left out); expiries: CSV of contract, expiry for it; roll_dates: CSV of
-    contract, first_ts_utc (`dates`); open_interest: CSV of date, contract, open_interest, where the file has no such
-    column;
+    contract, first_ts_utc (`dates`); open_interest: CSV of date, contract, open_interest, where the file has no
+    such column;
     max_bad_fraction: share of rows that may break a rule (0.001 = 0.1 %).
     """
 
@@ -45,7 +45,8 @@ class ImportOptions(FrozenConfig):
 
     @model_validator(mode="after")
     def _options_fit_the_rule(self) -> ImportOptions:
-        rules = {"roll_days": "expiry", "expiries": "expiry", "roll_dates": "dates", "open_interest": "open_interest"}
+        rules = {"roll_days": "expiry", "expiries": "expiry", "roll_dates": "dates",
+                 "open_interest": "open_interest"}
         for name, rule in rules.items():
             if getattr(self, name) is not None and self.front != rule:
                 raise ValueError(f"{name} is read with front {rule} only")
