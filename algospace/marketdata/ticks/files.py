@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ _KINDS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".p
 _NOT_TICKS = {"quarantine.parquet", "truth.parquet", "contracts.csv"}
 _CODES = ("symbol", "condition", "action", "aggressor", "flag", "buyer_is_maker")  # few distinct values
 _CODE_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+_PART = 1 << 24  # bytes of a text file that are checked together
 NO_INTEGER = np.iinfo(np.int64).min
 
 
@@ -157,6 +160,7 @@ def _drop_no_codes(path: Path, layout: Layout, schema: pa.Schema, options: Sourc
 
 
 def _read_csv(path: Path, options: SourceOptions, quotes: bool) -> TradeFile:
+    _check_text(path)
     separator, names = _csv_names(path)
     _unique(path, names)
     layout = resolve_layout(path, names, options.columns, quotes)
@@ -169,6 +173,24 @@ def _read_csv(path: Path, options: SourceOptions, quotes: bool) -> TradeFile:
     if blank.any():
         table, row = table.filter(pa.array(~blank)), row[~blank]
     return _file(path, layout, table, row, malformed, int(blank.sum()))
+
+
+def _check_text(path: Path) -> None:
+    """InputError naming the line if a file is no UTF-8: Arrow would lose malformed lines that it cannot decode."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            while part := stream.read(_PART):
+                decoder.decode(part)
+                line += part.count(b"\n")
+            part = b""
+            decoder.decode(part, final=True)
+    except UnicodeDecodeError as error:
+        raise InputError(path, "not UTF-8 text", "save it as UTF-8 CSV, or give a Parquet file",
+                         row=line + part[:error.start].count(b"\n")) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(path, f"cannot be read ({error})", "get the file again") from None
 
 
 def _file(path: Path, layout: Layout, table: pa.Table, row: IntArray, malformed: list[tuple[int, str]],

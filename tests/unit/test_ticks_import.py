@@ -1,0 +1,351 @@
+"""Ticks: what is guessed, what is left out, which rule a bad row breaks, and that no row disappears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from algospace.errors import ConfigError, InputError
+from algospace.instruments import instrument
+from algospace.marketdata import Catalog
+from algospace.marketdata.ticks import (
+    TickImportOptions,
+    TickImportResult,
+    import_ticks,
+    looks_like_quotes,
+    looks_like_ticks,
+)
+from algospace.marketdata.ticks.clock import estimate_offset, local_to_utc
+from algospace.marketdata.ticks.conditions import judge_codes, recognise
+from algospace.marketdata.ticks.symbols import is_outright, is_spread
+
+START = pd.Timestamp("2024-03-04 15:00").value  # a Monday morning in Chicago
+LENIENT = TickImportOptions(max_bad_fraction=0.9)
+
+
+def frame(n: int = 300, step_ns: int = 250_000_000) -> pd.DataFrame:
+    """n plausible trades on the tick grid."""
+    rng = np.random.default_rng(5)
+    return pd.DataFrame({"ts_event": START + np.arange(n) * step_ns,
+                         "price": 5000 + 0.25 * np.cumsum(rng.integers(-1, 2, n)),
+                         "size": rng.integers(1, 9, n).astype(float)})
+
+
+def save(path: Path, data: pd.DataFrame) -> Path:
+    if path.suffix == ".parquet":
+        data.to_parquet(path)
+    else:
+        data.to_csv(path, index=False)
+    return path
+
+
+def read(tmp_path: Path, data: pd.DataFrame, symbol: str = "ES", kind: str = "parquet",
+         **options: object) -> TickImportResult:
+    result = import_ticks(save(tmp_path / f"t.{kind}", data), symbol, TickImportOptions(**options))  # type: ignore
+    report = result.report
+    assert report.rows_in == len(result.ticks) + report.filtered_rows + report.bad_rows == len(data)
+    assert result.quarantine.num_rows == report.bad_rows
+    return result
+
+
+def test_csv_and_parquet_of_the_same_trades_agree_to_the_nanosecond(tmp_path: Path) -> None:
+    data = frame()
+    data["ts_event"] += 123
+    a, b = read(tmp_path, data), read(tmp_path, data, kind="csv")
+    for name, column in a.ticks.columns().items():
+        np.testing.assert_array_equal(column, b.ticks.columns()[name])
+    assert a.ticks.ts[0] == START + 123
+    assert set(a.ticks.columns()) == {"ts", "price", "size"}
+
+
+def test_one_broken_time_costs_only_its_own_row_its_nanoseconds(tmp_path: Path) -> None:
+    data = frame()
+    data["ts_event"] += 1
+    texts = data.assign(ts_event=data["ts_event"].astype(str))
+    texts.loc[7, "ts_event"] = "soon"
+    result = read(tmp_path, texts, kind="csv", max_bad_fraction=0.1)
+    assert result.report.quarantined == {"unreadable_time": 1}
+    np.testing.assert_array_equal(result.ticks.ts, np.delete(data["ts_event"].to_numpy(), 7))
+    assert result.quarantine.to_pylist()[0]["row"] == 9
+
+
+def test_databento_sides_actions_and_fixed_point_prices(tmp_path: Path) -> None:
+    data = frame(5).assign(action=["T", "T", "F", "T", "A"], side=["B", "A", "A", "N", "B"], rtype=0)
+    data["price"] = (data["price"] * 1e9).astype(np.int64)
+    result = read(tmp_path, data)
+    assert result.report.layout == "Databento trades"
+    assert result.report.filtered == {"action:F": 1, "action:A": 1}
+    assert result.ticks.aggressor is not None
+    assert result.ticks.aggressor.tolist() == [1, -1, 0]
+    assert result.ticks.price[0] == frame(1)["price"][0]
+    assert any("1e-9" in guess for guess in result.report.guesses)
+
+
+def test_binance_buyer_is_maker_means_a_seller_crossed(tmp_path: Path) -> None:
+    data = pd.DataFrame({"exch_ms": [1723161256322, 1723161256344], "price": [61800.3, 61800.2], "qty": [0.1, 0.2],
+                         "buyer_is_maker": [True, False], "type": ["MARKET", "INSURANCE_FUND"]})
+    for kind in ("parquet", "csv"):
+        result = read(tmp_path, data, "BTCUSDT", kind=kind, exclude_conditions=())
+        assert result.ticks.aggressor is not None
+        assert result.ticks.aggressor.tolist() == [-1, 1]
+        assert result.ticks.ts[0] == 1723161256322 * 10**6
+        assert read(tmp_path, data, "BTCUSDT", kind=kind).report.filtered == {"condition:insurance_fund": 1}
+
+
+def test_fix_and_signed_aggressors(tmp_path: Path) -> None:
+    for words, meaning in (([1, 2, 0], [1, -1, 0]), ([1, -1, 0], [1, -1, 0]), (["Buy", "SELL", "?"], [1, -1, 0])):
+        result = read(tmp_path, frame(3).assign(aggressor=words))
+        assert result.ticks.aggressor is not None
+        assert result.ticks.aggressor.tolist() == meaning
+    assert result.report.reported["aggressor_words_unknown"] == 1
+
+
+@pytest.mark.parametrize(("symbol", "spread", "outright"), [
+    ("NQM5", False, True), ("NQM5-NQU5", True, False), ("NQ:BF M5-U5-Z5", True, False), ("NQ.c.0", False, True),
+    ("MNQM5", False, False), ("NQ", False, True), ("NQM2025", False, True)])
+def test_spreads_and_outrights(symbol: str, spread: bool, outright: bool) -> None:
+    assert (is_spread(symbol, instrument("NQ")), is_outright(symbol, instrument("NQ"))) == (spread, outright)
+
+
+def test_the_outright_is_picked_and_the_rest_counted(tmp_path: Path) -> None:
+    data = frame(300).assign(symbol="ESM4")
+    data.loc[[5, 9], "symbol"] = "ESM4-ESU4"
+    data.loc[50, "symbol"] = "ESU4"
+    result = read(tmp_path, data)
+    assert result.contracts == ["ESM4"]
+    assert result.report.filtered == {"spread_symbol": 2, "other_symbol": 1}
+    chosen = read(tmp_path, data, symbols=("ESM4", "esu4"))
+    assert (chosen.contracts, chosen.report.reported["rolls"]) == (["ESM4", "ESU4"], 2)
+
+
+def test_unclear_symbols_stop_the_import_with_their_list(tmp_path: Path) -> None:
+    data = frame(300).assign(symbol=["ESM4", "ESU4", "ESM4-ESU4"] * 100)
+    with pytest.raises(InputError, match=r"several contracts of ES: ESM4 \(100 rows\), ESU4 \(100 rows\)"):
+        read(tmp_path, data)
+    with pytest.raises(InputError, match="no symbol is an outright contract of NQ"):
+        import_ticks(save(tmp_path / "x.parquet", frame(300).assign(symbol="ESM4")), "NQ")
+    with pytest.raises(InputError, match="no row is left"):
+        read(tmp_path, data, symbols=("ESZ4",))
+
+
+def test_a_row_without_a_symbol_is_not_guessed_into_a_contract(tmp_path: Path) -> None:
+    data = frame(300).assign(symbol="ESM4")
+    data.loc[3, "symbol"] = None
+    assert read(tmp_path, data, max_bad_fraction=0.1).report.quarantined == {"missing_symbol": 1}
+
+
+def test_condition_codes_as_mask_letters_and_words() -> None:
+    mask, letters = recognise(["20000020", "1"], "auto"), recognise(["@F I", "W", "@"], "auto")
+    assert mask.names("20100000") == ("average_price", "trade_through_exempt")
+    assert letters.names("@ W") == ("regular", "average_price")
+    assert recognise(["MARKET"], "auto").names("MARKET") == ("market",)
+    assert judge_codes(["1", "20100000", ""], mask, None, ()) == ["", "condition:average_price", ""]
+    assert judge_codes(["1", "20100000"], mask, ("20100000",), ()) == ["", "condition:20100000"]
+    assert judge_codes(["1", "20"], mask, (), ("intermarket_sweep",)) == ["condition:not_included", ""]
+    with pytest.raises(ConfigError):
+        recognise(["W"], "mask")
+
+
+def test_flags_are_counted_and_left_out_only_if_asked(tmp_path: Path) -> None:
+    data = frame().assign(suspicious=0)
+    data.loc[[4, 8], "suspicious"] = 1
+    assert read(tmp_path, data).report.reported["flagged_by_vendor"] == 2
+    assert read(tmp_path, data, drop_flagged=True).report.filtered == {"flagged_by_vendor": 2}
+
+
+BREAKS = [("price", np.nan, "non_finite"), ("price", np.inf, "non_finite"), ("price", 0.0, "non_positive_price"),
+          ("price", -3.0, "non_positive_price"), ("size", -1.0, "negative_size"), ("size", np.nan, "non_finite"),
+          ("ts_event", 0, "unreadable_time"), ("ts_event", START, "disorder"),
+          ("ts_event", START + 10**15, "from_the_future")]
+
+
+@pytest.mark.parametrize(("column", "value", "rule"), BREAKS)
+def test_a_bad_row_is_quarantined_with_its_rule_and_place(tmp_path: Path, column: str, value: float,
+                                                          rule: str) -> None:
+    data = frame(2000)
+    data.loc[17, column] = value
+    result = read(tmp_path, data, kind="csv", max_bad_fraction=0.01)
+    assert result.report.quarantined == {rule: 1}
+    row = result.quarantine.to_pylist()[0]
+    assert (row["source"], row["row"], row["rule"]) == ("t.csv", 19, rule)
+    with pytest.raises(InputError, match=rf"t.csv, row 19: .*rule {rule}.*; ") as caught:
+        read(tmp_path, data.iloc[:300], kind="csv")
+    assert caught.value.exit_code == 2
+
+
+def test_a_block_from_the_future_is_set_aside_and_a_late_tick_is_disorder(tmp_path: Path) -> None:
+    data = frame(2000)
+    data.loc[100:139, "ts_event"] += 3600 * 10**9
+    data.loc[1500, "ts_event"] -= 5 * 10**9
+    report = read(tmp_path, data, max_bad_fraction=0.1).report
+    assert report.quarantined == {"from_the_future": 40, "disorder": 1}
+
+
+def test_a_real_break_is_no_future_even_with_a_late_tick_behind_it(tmp_path: Path) -> None:
+    data = frame(2000)
+    data.loc[1000:, "ts_event"] += 7200 * 10**9
+    data.loc[1003, "ts_event"] -= 7000 * 10**9
+    assert read(tmp_path, data, max_bad_fraction=0.1).report.quarantined == {"disorder": 1}
+
+
+def test_the_first_tick_can_be_from_the_future_too(tmp_path: Path) -> None:
+    data = frame(2000)
+    data.loc[0, "ts_event"] += 10**16
+    assert read(tmp_path, data).report.quarantined == {"from_the_future": 1}
+
+
+def test_disorder_within_the_allowance_is_kept_and_counted(tmp_path: Path) -> None:
+    data = frame(300)
+    data.loc[100, "ts_event"] -= 400_000_000
+    result = read(tmp_path, data, max_disorder_ns=200_000_000)
+    assert (len(result.ticks), result.report.reported["older_than_the_row_before"]) == (300, 1)
+    with pytest.raises(InputError, match="--max-disorder-ns"):
+        read(tmp_path, data)
+
+
+def test_ticks_after_now_are_from_the_future(tmp_path: Path) -> None:
+    data = frame(1000)
+    now = int(data["ts_event"].iloc[-2])
+    assert read(tmp_path, data, now_ns=now).report.quarantined == {"from_the_future": 1}
+
+
+def test_messages_sent_again_are_duplicates_but_prints_of_one_message_are_not(tmp_path: Path) -> None:
+    data = frame(2000).assign(sequence=np.arange(2000) // 2)
+    data.loc[1::2, ["ts_event", "price", "size"]] = data.loc[::2, ["ts_event", "price", "size"]].to_numpy()
+    assert read(tmp_path, data).report.bad_rows == 0  # every message holds two equal prints
+    again = pd.concat([data.iloc[:1000], data.iloc[990:1000], data.iloc[1000:]], ignore_index=True)
+    assert read(tmp_path, again, max_bad_fraction=0.1).report.quarantined == {"duplicate": 10}
+
+
+def test_without_identity_equal_prints_are_only_counted(tmp_path: Path) -> None:
+    data = frame(300).loc[np.repeat(np.arange(300), 2)].reset_index(drop=True)
+    report = read(tmp_path, data).report
+    assert (report.bad_rows, report.reported["identical_prints"]) == (0, 300)
+    with_id = data.assign(trade_id=np.repeat(np.arange(300), 2))
+    assert read(tmp_path, with_id, max_bad_fraction=0.6).report.quarantined == {"duplicate": 300}
+
+
+def test_clock_offset_is_found_reported_and_corrected_only_if_asked(tmp_path: Path) -> None:
+    delay = np.random.default_rng(1).exponential(3e6, 2000).astype(np.int64) + 200_000
+    data = frame(2000)
+    data["ts_recv"] = data["ts_event"] + delay - 1_270_000_000
+    kept = read(tmp_path, data)
+    clock = kept.report.clock
+    assert clock is not None
+    assert clock.offset_ns == pytest.approx(-1_270_000_000, abs=2_000_000)
+    assert (clock.received_early, clock.corrected) == (2000, False)
+    np.testing.assert_array_equal(kept.ticks.ts_recv, data["ts_recv"])
+    fixed = read(tmp_path, data, correct_clock=True)
+    np.testing.assert_array_equal(fixed.ticks.ts_recv, data["ts_recv"] - clock.offset_ns)
+    assert any("corrected" in line for line in fixed.report.lines())
+    known = read(tmp_path, data, clock_offset_ns=-1_270_000_000)
+    assert known.report.clock is not None
+    assert known.report.clock.offset_ns == 0
+    by_receipt = read(tmp_path, data.sort_values("ts_recv"), clock="receive")
+    np.testing.assert_array_equal(by_receipt.ticks.ts, np.sort(data["ts_recv"]))
+
+
+def test_single_wrong_stamps_pass_for_no_clock_offset_and_are_from_the_future(tmp_path: Path) -> None:
+    data = frame(2000)
+    data["ts_recv"] = data["ts_event"] + np.random.default_rng(1).integers(200_000, 5_000_000, 2000)
+    data.loc[[10, 700, 1400, 1999], "ts_event"] += 20 * 10**9
+    report = read(tmp_path, data, max_bad_fraction=0.01).report
+    assert report.clock is not None
+    assert report.clock.offset_ns == 0
+    assert report.quarantined == {"from_the_future": 4}
+    assert estimate_offset(np.zeros(0, np.int64), np.zeros(0, np.int64)) is None
+
+
+def test_naive_local_times_across_a_clock_change(tmp_path: Path) -> None:
+    utc = pd.date_range("2023-11-05 04:00", "2023-11-05 09:00", freq="20s", tz="UTC").repeat(2)
+    local = utc.tz_convert("America/New_York").tz_localize(None)
+    data = frame(len(utc)).drop(columns="ts_event").assign(ts_ny=local)
+    result = read(tmp_path, data, "SPY")
+    np.testing.assert_array_equal(result.ticks.ts, utc.as_unit("ns").asi8)
+    assert result.report.zone == "America/New_York"
+    assert result.report.reported["ambiguous_local_times"] == 2 * 2 * 180
+    skipped = data.assign(ts_ny=pd.date_range("2024-03-10", periods=len(utc) // 2, freq="20s").repeat(2))
+    report = read(tmp_path, skipped, "SPY", max_bad_fraction=0.9).report
+    assert report.quarantined == {"nonexistent_local_time": 2 * 180}
+
+
+def test_equal_local_times_stay_one_instant() -> None:
+    local = np.full(4, pd.Timestamp("2023-11-05 01:30").value)
+    ts, ambiguous = local_to_utc(local, "America/New_York")
+    assert (np.unique(ts).size, ambiguous) == (1, 4)
+    assert ts[0] == pd.Timestamp("2023-11-05 05:30").value
+
+
+def test_written_offsets_beside_naive_times_are_obeyed(tmp_path: Path) -> None:
+    data = frame(3)
+    data["ts_event"] = ["2024-03-04 15:00:00+00:00", "2024-03-04 10:00:01", "2024-03-04 16:00:02+01:00"]
+    result = read(tmp_path, data, kind="csv", zone="America/New_York")
+    assert (result.ticks.ts - START).tolist() == [0, 10**9, 2 * 10**9]
+    assert result.report.reported["rows_with_utc_offset"] == 2
+    with pytest.raises(InputError, match="contradicts"):
+        read(tmp_path, frame(3), zone="America/New_York")
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    data = frame().rename(columns={"ts_event": "when", "price": "paid", "size": "lots"})
+    with pytest.raises(InputError, match="missing columns: ts, price"):
+        read(tmp_path, data)
+    named = read(tmp_path, data, columns={"ts": "when", "price": "paid", "size": "lots"})
+    np.testing.assert_array_equal(named.ticks.price, frame()["price"])
+    with pytest.raises(ValueError, match="unknown column role"):
+        TickImportOptions(columns={"colour": "paid"})
+
+
+def test_date_and_time_of_day_columns(tmp_path: Path) -> None:
+    moment = pd.to_datetime(frame(20)["ts_event"])
+    data = frame(20).drop(columns="ts_event").assign(Date=moment.dt.strftime("%Y-%m-%d"),
+                                                     Time=moment.dt.strftime("%H:%M:%S.%f"))
+    result = read(tmp_path, data, kind="csv", zone="UTC")
+    np.testing.assert_array_equal(result.ticks.ts, frame(20)["ts_event"])
+
+
+def test_trades_quotes_and_bars_are_told_apart(tmp_path: Path) -> None:
+    trades = save(tmp_path / "trades.csv", frame())
+    bars = save(tmp_path / "bars.parquet", pd.DataFrame({"ts_utc": [1], "open": [1.], "high": [1.], "low": [1.],
+                                                         "close": [1.], "price": [1.]}))
+    quotes = save(tmp_path / "q.parquet", pd.DataFrame({"ts": [1], "bid": [1.], "ask": [1.]}))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    assert [looks_like_ticks(p) for p in (trades, bars, quotes, tmp_path / "broken.parquet", tmp_path / "no")] == [
+        True, False, False, False, False]
+    assert [looks_like_quotes(p) for p in (trades, bars, quotes)] == [False, False, True]
+
+
+def test_a_folder_is_read_in_the_order_of_names_and_each_file_picks_its_contract(tmp_path: Path) -> None:
+    data = frame(400)
+    save(tmp_path / "2024-03-04.parquet", data.iloc[:200].assign(symbol="ESH4"))
+    save(tmp_path / "2024-03-05.parquet", data.iloc[200:].assign(symbol="ESM4"))
+    seen: list[str] = []
+    result = import_ticks(tmp_path, "ES", progress=seen.append)
+    assert seen == ["2024-03-04.parquet", "2024-03-05.parquet"]
+    assert result.contracts == ["ESH4", "ESM4"]
+    assert result.ticks.contract is not None
+    assert np.flatnonzero(np.diff(result.ticks.contract)).tolist() == [199]
+
+
+def test_outliers_are_named_with_their_place_and_kept(tmp_path: Path) -> None:
+    data = frame(500)
+    data.loc[77, "price"] += 400
+    report = read(tmp_path, data).report
+    assert (report.reported["outliers"], report.rows_out) == (1, 500)
+    assert (report.largest_outliers[0]["file"], report.largest_outliers[0]["row"]) == ("t.parquet", 78)
+    assert any("row 78" in line for line in report.lines())
+
+
+def test_refused_files_leave_nothing_behind(tmp_path: Path) -> None:
+    assert Catalog(tmp_path).symbols() == []
+    for name, data, match in [("empty.csv", b"", "empty"), ("head.csv", b"ts,price\n", "no data rows"),
+                              ("bad.parquet", b"PAR1", "not a readable Parquet"),
+                              ("x.csv.gz", b"\x1f\x8b\x08", "cannot be read"),
+                              ("bytes.csv", b"ts,price\n1,2\n1,2,\xd5\n", "row 3: not UTF-8"),
+                              ("twice.csv", b"ts,price,price\n1,2,3\n", "repeat")]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=match):
+            import_ticks(tmp_path / name, "ES")

@@ -1,0 +1,75 @@
+"""Quotes: their rules, and the clock offset that the trades of the venue show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from algospace.errors import InputError
+from algospace.marketdata.ticks import QuoteImportOptions, QuoteImportResult, import_quotes
+
+START = 1_723_161_255_088_169_167
+
+
+def frame(n: int = 2000) -> pd.DataFrame:
+    """n plausible best bids and asks."""
+    bid = 61800 + 0.1 * np.cumsum(np.random.default_rng(2).integers(-1, 2, n))
+    return pd.DataFrame({"local_ns": START + np.arange(n) * 10**7, "bid": bid, "bid_qty": 1.5, "ask": bid + 0.1,
+                         "ask_qty": 2.0})
+
+
+def read(tmp_path: Path, data: pd.DataFrame, **options: object) -> QuoteImportResult:
+    data.to_parquet(tmp_path / "q.parquet")
+    result = import_quotes(tmp_path / "q.parquet", "BTCUSDT", QuoteImportOptions(**options))  # type: ignore
+    report = result.report
+    assert report.rows_in == len(result.quotes) + report.filtered_rows + report.bad_rows == len(data)
+    assert result.quarantine.num_rows == report.bad_rows
+    return result
+
+
+def test_receive_times_stamp_quotes_that_have_no_other(tmp_path: Path) -> None:
+    result = read(tmp_path, frame())
+    np.testing.assert_array_equal(result.quotes.ts, frame()["local_ns"])
+    np.testing.assert_array_equal(result.quotes.ask_size, 2.0)
+    assert result.report.stamped_by == "receive"
+    moved = read(tmp_path, frame(), clock_offset_ns=-1_271_000_000)
+    np.testing.assert_array_equal(moved.quotes.ts, frame()["local_ns"] + 1_271_000_000)
+
+
+def test_event_times_stamp_quotes_that_have_them(tmp_path: Path) -> None:
+    data = frame().assign(ts_event=frame()["local_ns"] - 10**6)
+    result = read(tmp_path, data)
+    np.testing.assert_array_equal(result.quotes.ts, data["ts_event"])
+    np.testing.assert_array_equal(result.quotes.ts_recv, data["local_ns"])
+    assert result.report.clock is not None
+    assert result.report.clock.median_ns == 10**6
+
+
+@pytest.mark.parametrize(("column", "value", "rule"), [
+    ("bid", np.nan, "non_finite"), ("ask", np.inf, "non_finite"), ("bid", 0.0, "non_positive_price"),
+    ("bid", 1e6, "crossed"), ("bid_qty", -1.0, "negative_size"), ("ask_qty", np.nan, "non_finite"),
+    ("local_ns", START, "disorder"), ("local_ns", START + 10**15, "from_the_future")])
+def test_a_bad_quote_is_quarantined(tmp_path: Path, column: str, value: float, rule: str) -> None:
+    data = frame()
+    data.loc[40, column] = value
+    result = read(tmp_path, data)
+    assert result.report.quarantined == {rule: 1}
+    assert result.quarantine.to_pylist()[0]["row"] == 41
+    with pytest.raises(InputError, match=f"row 41: .*{rule}"):
+        read(tmp_path, data.iloc[:300])
+
+
+def test_locked_quotes_are_counted_and_kept(tmp_path: Path) -> None:
+    data = frame()
+    data.loc[7, "ask"] = data.loc[7, "bid"]
+    result = read(tmp_path, data)
+    assert (result.report.reported["locked"], len(result.quotes)) == (1, 2000)
+
+
+def test_sizes_may_be_absent(tmp_path: Path) -> None:
+    result = read(tmp_path, frame()[["local_ns", "bid", "ask"]])
+    assert np.isnan(result.quotes.bid_size).all()
+    assert "bid_size: unknown" in result.report.guesses
