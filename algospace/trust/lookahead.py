@@ -37,7 +37,8 @@ Build = Callable[[Bars], Mapping[str, Rows]]
 @dataclass
 class ColumnCheck:
     """What was found of one column. rows: distinct rows compared; comparisons: over all cuts; differing: distinct
-    rows that changed; the first of them by time, and the cut that showed it."""
+    rows that changed; the first of them by time, and the cut that showed it; empty: it is NaN in every row, and
+    being equal says nothing."""
 
     group: str
     column: str
@@ -47,6 +48,7 @@ class ColumnCheck:
     first_row: int | None = None
     first_ts: int | None = None
     first_cut: str | None = None
+    empty: bool = False
 
     @property
     def name(self) -> str:
@@ -74,12 +76,17 @@ class LookaheadReport:
         return [column.name for column in self.columns if not column.clean]
 
     @property
+    def empty(self) -> list[str]:
+        """Names of the columns without any value: nothing was shown of them."""
+        return [column.name for column in self.columns if column.empty]
+
+    @property
     def clean(self) -> bool:
         return not self.leaking and not self.hidden
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "leaking": self.leaking, "clean": self.clean}
+        return {**asdict(self), "leaking": self.leaking, "empty": self.empty, "clean": self.clean}
 
     def require_clean(self) -> None:
         """UserError with one line that names the columns, unless clean."""
@@ -120,7 +127,11 @@ class _Tally:
 
     def _count(self, group: str, name: str, first: int, differ: BoolArray, rows: Rows, where: str) -> None:
         key = group, name
-        check = self.checks.setdefault(key, ColumnCheck(group, name))
+        if key not in self.checks:
+            values = rows.columns.get(name, rows.ts_known)
+            empty = values.dtype.kind == "f" and bool(np.isnan(values).all())
+            self.checks[key] = ColumnCheck(group, name, empty=empty)
+        check = self.checks[key]
         check.rows = max(check.rows, first + differ.size if first == 0 else differ.size)
         check.comparisons += differ.size
         if not differ.any():

@@ -33,6 +33,10 @@ def print_lookahead(report: LookaheadReport, console: Console) -> None:
         console.print(f"note     {note}", highlight=False, markup=False)
     for hidden in report.hidden:
         console.print(f"hidden   {hidden}", highlight=False, markup=False)
+    if report.empty:
+        names = ", ".join(report.empty)
+        console.print(f"empty    no values in this data, so nothing shown: {names}", highlight=False,
+                      soft_wrap=True)
     compared = sum(check.comparisons for check in report.columns)
     console.print(f"result   {len(report.columns)} columns, {compared} values compared, "
                   f"{len(report.leaking)} columns look ahead", highlight=False)
@@ -41,7 +45,7 @@ def print_lookahead(report: LookaheadReport, console: Console) -> None:
 def verdict(check: ColumnCheck) -> str:
     """In words."""
     if check.clean:
-        return "clean"
+        return "no values" if check.empty else "clean"
     return "comes late" if check.column == LATE else "LOOKS AHEAD"
 
 

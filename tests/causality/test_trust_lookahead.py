@@ -26,6 +26,7 @@ from algospace.trust import (
     live_whole,
 )
 from algospace.trust.cuts import nasty_places
+from algospace.trust.report import verdict
 from algospace.types import BASE_BAR_NS, MINUTE_NS, SLOW_BAR_NS, Bars
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,12 @@ def test_a_30_minute_bar_labelled_by_its_start_comes_late(bars: Bars) -> None:
 
     report = check_lookahead(build, bars, choose_cuts(bars, 10))
     assert report.leaking == ["30m.(row is late)"]
+
+
+def test_a_column_without_values_is_not_called_clean(tmp_path: Path, bars: Bars) -> None:
+    report = inspect(tmp_path, HEAD + "def compute(bars):\n    return bars.close * np.nan\n", bars)
+    assert "base.mine" in report.empty
+    assert verdict(next(check for check in report.columns if check.name == "base.mine")) == "no values"
 
 
 def test_cuts_are_even_and_nasty(bars: Bars) -> None:
