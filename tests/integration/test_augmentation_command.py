@@ -1,6 +1,7 @@
 """`algospace data augment`, through its Typer command, and the scores on real NQ bars."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from algospace.marketdata.augment_commands import add_augment_command
 from algospace.marketdata.augmentation import AugmentationConfig, augment
 from algospace.marketdata.source import read_source
 from algospace.marketdata.synthetic import generate, write_market
+from algospace.marketdata.synthetic_ticks import base_bars, plan_ticks
+from algospace.types import BASE_BAR_NS, Bars
 
 
 @pytest.fixture
@@ -101,3 +104,26 @@ def test_augmented_nq_keeps_more_than_another_year_of_it(data_root):
         assert score > yardstick, name
     single = AugmentationConfig(operators=("block_bootstrap",), block_bootstrap={"unit": "bar", "mean_length": 1})
     assert similarity(bars, augment(bars, single, 1)).components["clustering"] < 0.7
+
+
+def test_a_synthetic_session_lies_between_a_gaussian_walk_and_another_quarter_of_nq(data_root):
+    bars = read_source(data_root / "nq_1m" / "nq_1m_2021.parquet", "NQ").slice(0, 90_000)
+    other = read_source(data_root / "nq_1m" / "nq_1m_2019.parquet", "NQ").slice(0, 90_000)
+    r = np.random.default_rng(1).standard_normal(len(bars)) * np.diff(np.log(bars.close)).std()
+    close = bars.close[0] * np.exp(np.cumsum(r))
+    open_ = np.concatenate((close[:1], close[:-1]))
+    walk = replace(bars, open=open_, close=close, high=np.maximum(open_, close), low=np.minimum(open_, close))
+    session = base_bars(plan_ticks("session", 1, 18_000).minutes)
+    real, quarter = five_minutes(bars), five_minutes(other)
+    scores = [similarity(real, b).overall for b in (five_minutes(walk), session, quarter)]
+    assert scores == sorted(scores)
+
+
+def five_minutes(bars):
+    """Base bars of one-minute bars, by plain numpy."""
+    start = bars.ts_open // BASE_BAR_NS * BASE_BAR_NS
+    first = np.flatnonzero(np.diff(start, prepend=start[0] - 1))
+    last = np.append(first[1:], len(bars)) - 1
+    return Bars(start[first], bars.open[first], np.maximum.reduceat(bars.high, first),
+                np.minimum.reduceat(bars.low, first), bars.close[last], np.add.reduceat(bars.volume, first),
+                BASE_BAR_NS, bars.contract[first])
