@@ -52,17 +52,25 @@ def pack_arrays(identity: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> 
     return pack(identity, parts)
 
 
+def unpack_all(identity: Mapping[str, Any], blob: bytes, what: str) -> dict[str, AnyArray]:
+    """The arrays of a blob, contiguous, of whatever shape; SchemaError as `unpack`."""
+    arrays = {}
+    try:
+        for name, part in unpack(identity, blob, what).items():
+            arrays[name] = np.ascontiguousarray(np.load(io.BytesIO(part), allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise SchemaError(f"{what}: damaged ({error}); build it anew from history") from None
+    return arrays
+
+
 def unpack_arrays(identity: Mapping[str, Any], blob: bytes, what: str, like: Mapping[str, AnyArray]
                   ) -> dict[str, AnyArray]:
     """The arrays of a blob, each of the type and shape of its namesake in `like`; SchemaError otherwise."""
-    parts = unpack(identity, blob, what)
+    found = unpack_all(identity, blob, what)
     arrays = {}
-    try:
-        for name, template in like.items():
-            array = np.load(io.BytesIO(parts[name]), allow_pickle=False)
-            if array.shape != template.shape or array.dtype.itemsize != template.dtype.itemsize:
-                raise ValueError(f"'{name}' has another shape")
-            arrays[name] = np.ascontiguousarray(array).view(template.dtype)  # a file forgets aligned records
-    except (KeyError, ValueError, EOFError) as error:
-        raise SchemaError(f"{what}: damaged ({error}); build it anew from history") from None
+    for name, template in like.items():
+        array = found.get(name)
+        if array is None or array.shape != template.shape or array.dtype.itemsize != template.dtype.itemsize:
+            raise SchemaError(f"{what}: damaged ('{name}' has another shape); build it anew from history")
+        arrays[name] = array.view(template.dtype)  # a file forgets aligned records
     return arrays

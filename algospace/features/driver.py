@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import mmap
 import warnings
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from algospace.errors import InputError, SchemaError
+from algospace.errors import InputError
 from algospace.features import columns, pipeline
 from algospace.features.bars import SourceBar
 from algospace.features.checks import check_bars, check_width
@@ -20,11 +18,11 @@ from algospace.features.config import FeatureConfig
 from algospace.features.indicator import Indicator, bars_of_rows, check_names, digest_with
 from algospace.features.table import FeatureTable
 from algospace.instruments import Instrument
+from algospace.snapshots import pack_arrays, unpack_all
 from algospace.types import MINUTE_NS, AnyArray, Bars, FloatArray, IntArray, Ticks
 
 # Source rows per compiled call: bounds the copies made of the input, and is far above the call's overhead.
 _BLOCK = 1 << 16
-_SNAPSHOT_VERSION = 1
 _NUMPY_HUGE = 1 << 22  # bytes
 
 
@@ -136,30 +134,17 @@ class FeatureStream:
         # scratch of the last query, as long as the points: left out, so that equal states are equal bytes
         for name in ("distances", "near_labels", "selection"):
             arrays[f"mlmi.{name}"] = np.zeros(used, arrays[f"mlmi.{name}"].dtype)
-        header = json.dumps(self._identity()).encode()
-        buffer = io.BytesIO()
-        np.savez(buffer, header=np.frombuffer(header, np.uint8), **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        return pack_arrays(self._identity(), arrays)
 
     def restore(self, snapshot: bytes) -> None:
         """Continue from `snapshot`; SchemaError if it belongs to another configuration or instrument."""
-        try:
-            with np.load(io.BytesIO(snapshot), allow_pickle=False) as archive:
-                identity = json.loads(archive["header"].tobytes())
-                arrays = {name: np.ascontiguousarray(archive[name]) for name in archive.files}
-        except (ValueError, KeyError, OSError) as error:
-            raise SchemaError(f"feature state: not a snapshot ({error}); build it anew from history") from None
-        if identity != self._identity():
-            raise SchemaError(
-                f"feature state: it was saved for {identity}, this stream is {self._identity()}; "
-                "use the same configuration or build the state anew from history"
-            )
+        arrays = unpack_all(self._identity(), snapshot, "feature state")
         self._state = _unflatten(self._state, "", arrays)
         self._indicator_states = [_unflatten(state, f"indicator{number}", arrays)
                                   for number, state in enumerate(self._indicator_states)]
 
     def _identity(self) -> dict[str, Any]:
-        return {"version": _SNAPSHOT_VERSION, "symbol": self.instrument.symbol, "config": self.digest}
+        return {"symbol": self.instrument.symbol, "config": self.digest}
 
     def _make_room(self, base_rows: int, slow_rows: int) -> None:
         self._state = pipeline.with_room(self._state, base_rows, slow_rows)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import zipfile
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from algospace.errors import ConfigError, InputError, SchemaError
+from algospace.errors import ConfigError, InputError
 from algospace.features import relative_kernel as kernel
 from algospace.features.bars import SourceBar
 from algospace.features.relative import RelativeConfig, make_params, relative_names
+from algospace.snapshots import pack_arrays, unpack_all
 from algospace.types import AnyArray, FloatArray
 
 _NO_CONTRACT = -1
@@ -114,22 +112,11 @@ class RelativeStream:
         for k, name in enumerate(self.names):
             arrays[f"_ts{k}"] = np.array([ts for ts, _ in self._waiting[name]], np.int64)
             arrays[f"_close{k}"] = np.array([close for _, close in self._waiting[name]], np.float64)
-        buffer = io.BytesIO()
-        header = np.frombuffer(json.dumps(self._identity()).encode(), np.uint8)
-        np.savez(buffer, _header=header, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        return pack_arrays(self._identity(), arrays)
 
     def restore(self, snapshot: bytes) -> None:
         """Continue from `snapshot`; SchemaError if it is damaged or belongs to other settings or instruments."""
-        try:
-            with np.load(io.BytesIO(snapshot), allow_pickle=False) as archive:
-                identity = json.loads(archive["_header"].tobytes())
-                arrays = {name: np.ascontiguousarray(archive[name]) for name in archive.files}
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise SchemaError(f"relative state: not a snapshot ({error}); build it anew from history") from None
-        if identity != self._identity():
-            raise SchemaError(f"relative state: it was saved for {identity}, this stream is {self._identity()}; "
-                              "use the same settings and instruments or build the state anew from history")
+        arrays = unpack_all(self._identity(), snapshot, "relative state")
         self._state = kernel.RelativeState(*(arrays[name] for name in self._state._fields))
         self._roll, self._last = arrays["_roll"], arrays["_last"]
         self._counts, self._base_ts = arrays["_counts"], arrays["_base_ts"]
@@ -138,7 +125,7 @@ class RelativeStream:
             self._waiting[name] = deque(pairs)
 
     def _identity(self) -> dict[str, Any]:
-        return {"version": 1, "widths_ns": self._widths, "config": self.config.digest()}
+        return {"widths_ns": self._widths, "config": self.config.digest()}
 
     def _number(self, name: str) -> int:
         if name not in self._widths:
