@@ -6,16 +6,15 @@ which other frames are asked for: invalid ticks and late ones are counted and dr
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from algospace.errors import ConfigError, InputError, SchemaError
+from algospace.errors import ConfigError, InputError
 from algospace.features import tick_bars_kernels as kernels
 from algospace.features.bar_frames import BarFrame, BarSeries, as_frames, new_states
+from algospace.snapshots import pack_arrays, unpack_arrays
 from algospace.types import AnyArray, Ticks
 
 _ROOM = 1 << 14  # bars of a frame between two visits to Python; well above a block
@@ -92,9 +91,9 @@ class BarBuilder:
     def extend(self, ticks: Ticks) -> dict[str, BarSeries]:
         """Take a block of ticks in compiled code; by name of the frame the bars that it closes."""
         self._require_sizes(ticks)
-        ts = _plain(ticks.ts, np.int64)
-        price, size = _plain(ticks.price, np.float64), _plain(ticks.size, np.float64)
-        contract = _plain(np.zeros(0, np.int32) if ticks.contract is None else ticks.contract, np.int32)
+        ts = plain(ticks.ts, np.int64)
+        price, size = plain(ticks.price, np.float64), plain(ticks.size, np.float64)
+        contract = plain(np.zeros(0, np.int32) if ticks.contract is None else ticks.contract, np.int32)
         out = np.empty((len(self.frames), _ROOM), kernels.TICK_BAR)
         parts: list[list[AnyArray]] = [[] for _ in self.frames]
         done = 0
@@ -119,30 +118,20 @@ class BarBuilder:
 
     def snapshot(self) -> bytes:
         """The whole state; a builder of the same settings that restores it continues to the bit."""
-        header = json.dumps(self._identity() | {"rows": self.rows}).encode()
-        buffer = io.BytesIO()
-        np.savez(buffer, header=np.frombuffer(header, np.uint8), states=self._states)
-        return buffer.getvalue()
+        return pack_arrays(self._identity(), self._parts())
 
     def restore(self, snapshot: bytes) -> None:
         """Continue from `snapshot`; SchemaError if it belongs to other settings."""
-        try:
-            with np.load(io.BytesIO(snapshot), allow_pickle=False) as archive:
-                identity = json.loads(archive["header"].tobytes())
-                states = np.ascontiguousarray(archive["states"])
-        except (ValueError, KeyError, OSError) as error:
-            raise SchemaError(f"bar state: not a snapshot ({error}); build it anew from history") from None
-        rows = identity.pop("rows", 0)
-        if identity != self._identity():
-            raise SchemaError(
-                f"bar state: saved for {identity}, this builder is {self._identity()}; use equal settings"
-            )
-        self._states[:] = states
-        self.rows = rows
+        arrays = unpack_arrays(self._identity(), snapshot, "bar state", self._parts())
+        self._states[:] = arrays["states"]
+        self.rows = int(arrays["rows"][0])
+
+    def _parts(self) -> dict[str, AnyArray]:
+        return {"states": self._states, "rows": np.array([self.rows])}
 
     def _identity(self) -> dict[str, Any]:
         multipliers = [frame.multiplier for frame in self.frames]
-        return {"version": _SNAPSHOT_VERSION, "frames": list(self.names), "multipliers": multipliers,
+        return {"bars": _SNAPSHOT_VERSION, "frames": list(self.names), "multipliers": multipliers,
                 "max_disorder_ns": self._max_disorder, "adjust": self._adjust}  # fmt: skip
 
 
@@ -156,7 +145,7 @@ def build_bars(
     return BarBuilder(frames, max_disorder_ns=max_disorder_ns, adjust=adjust).extend(ticks)
 
 
-def _plain(column: AnyArray, dtype: Any) -> AnyArray:
+def plain(column: AnyArray, dtype: Any) -> AnyArray:
     """Contiguous, of that type, read-only: compiled code sees one type whatever the source."""
     view = np.ascontiguousarray(column, dtype).view()
     view.flags.writeable = False

@@ -57,8 +57,8 @@ def reference(ticks: Ticks, width: int, slow_width: int, max_fill: int, disorder
     return base, slow, rows
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(STEPS, min_size=2, max_size=200), st.integers(0, 10**6), st.booleans(),
+@settings(max_examples=20, deadline=None)
+@given(st.lists(STEPS, min_size=2, max_size=120), st.integers(0, 10**6), st.booleans(),
        st.sampled_from([(5, 30), (1, 15), (15, 60), (30, 30)]), st.sampled_from([0, 2 * MINUTE_NS]))  # fmt: skip
 def test_the_pair_equals_the_state_machines(steps, seed, volume, widths, disorder):
     ticks = minute_ticks(steps, seed, volume)
@@ -73,7 +73,7 @@ def test_the_pair_equals_the_state_machines(steps, seed, volume, widths, disorde
         np.testing.assert_array_equal(pair.slow[name], [bar[of_slow] for bar in slow], err_msg=name)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(STEPS, min_size=50, max_size=200), st.integers(0, 10**6))
 def test_the_pair_equals_the_feature_table(steps, seed):
     ticks = minute_ticks(steps, seed)
@@ -99,7 +99,7 @@ def source_bars(steps: list[int], seed: int) -> Bars:
                 MINUTE_NS, contract)  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(STEPS, min_size=1, max_size=300), st.integers(0, 10**6), st.sampled_from([1, 5, 30, 60]))
 def test_resampled_bars_equal_push_bar(steps, seed, minutes):
     bars, width = source_bars(steps, seed), minutes * MINUTE_NS
