@@ -7,7 +7,8 @@ deviation as a normal sigma (where that is 0, the root mean square deviation; 1 
 
 A later start also begins with a roll factor of 1, so every price level comes out in another scale. Each start is
 therefore tried twice: as it is, and on prices already multiplied by the history's factor at that time, as a stream
-whose factor was handed on would see them.
+whose factor was handed on would see them. And the whole history is tried at `_OTHER_SCALE` times its prices: what
+moves by that as much as by a later start compares prices that are equal on the tick grid, and rounding decides.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ TOLERANCES = (1e-9, 1e-3, 1e-2)
 WHOLE_HISTORY = "depends on the whole history"
 SCALE_ONLY = "scale only (roll-adjusted)"
 ROLL_FACTOR = "needs the roll factor of the history"
+ROUNDING = "breaks ties by rounding"
 _MAD_TO_SIGMA = 1.482602218505602
 _FACTOR = "roll_factor"
 _MUCH_LESS = 0.01
+_AS_MUCH = 0.5
+_OTHER_SCALE = 1.1  # not a power of two: every product is rounded
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class WarmupReport:
 
     def named(self) -> dict[str, list[str]]:
         """Columns by kind, for the kinds that matter."""
-        return {kind: names for kind in (WHOLE_HISTORY, ROLL_FACTOR, SCALE_ONLY)
+        return {kind: names for kind in (WHOLE_HISTORY, ROUNDING, ROLL_FACTOR, SCALE_ONLY)
                 if (names := [c.column for c in self.columns if kind in c.kind])}
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +103,8 @@ def check_warmup(
     if not any(difference.references for difference in found):
         raise ConfigError(f"the history of {len(bars)} bars is too short for a warm-up of {next(iter(lengths))} "
                           f"before {len(times)} reference times; give more data")
-    columns = tuple(_column(name, found, tuple(lengths), tolerances) for name in whole.base)
+    rounding = _rounding(build(_times(bars, _OTHER_SCALE)), whole, min(times), scales)
+    columns = tuple(_column(name, found, tuple(lengths), tolerances, rounding[name]) for name in whole.base)
     return WarmupReport(tuple(lengths), tuple(d.references for d in found), tuple(tolerances), columns)
 
 
@@ -158,8 +163,21 @@ def _difference(values: FloatArray, expected: FloatArray, scale: float) -> Float
     return result
 
 
+def _rounding(
+    other: FeatureTable, whole: FeatureTable, since: int, scales: Mapping[str, float]
+) -> dict[str, float]:
+    """The largest difference per column that another scale of all prices makes from `since` on."""
+    rows = whole.ts_close > since
+    found = {}
+    for name, full in whole.base.items():
+        values, expected = other.base[name][rows], full[rows]
+        found[name] = min(float(_difference(values / by, expected, scales[name]).max(initial=0.0))
+                          for by in (1.0, _OTHER_SCALE))  # a ratio of prices, or a price
+    return found
+
+
 def _column(
-    name: str, found: Sequence[_Differences], lengths: Sequence[str], tolerances: Sequence[float]
+    name: str, found: Sequence[_Differences], lengths: Sequence[str], tolerances: Sequence[float], rounding: float
 ) -> ColumnWarmup:
     plain, scaled, handed = ([_joined(getattr(difference, kind)[name]) for difference in found]
                              for kind in ("plain", "scaled", "handed"))
@@ -175,7 +193,7 @@ def _column(
     median = tuple(float(np.median(v)) if v.size else np.nan for v in values)
     needed = tuple(_needed(maximum, tested, lengths, tolerance) for tolerance in tolerances)
     if maximum[longest] > max(tolerances[1:], default=tolerances[0]) or needed[-1] is None:
-        kinds.append(WHOLE_HISTORY)
+        kinds.append(ROUNDING if rounding > _AS_MUCH * maximum[longest] else WHOLE_HISTORY)
     naive = tuple(float(v.max()) if v.size else np.nan for v in plain)
     return ColumnWarmup(name, maximum, median, needed, "; ".join(kinds), naive)
 

@@ -12,7 +12,7 @@ from algospace.errors import ConfigError
 from algospace.features import FeatureConfig, FvgConfig, Indicator
 from algospace.instruments import instrument
 from algospace.trust import Features, check_warmup
-from algospace.trust.warmup import ROLL_FACTOR, SCALE_ONLY, WHOLE_HISTORY
+from algospace.trust.warmup import ROLL_FACTOR, ROUNDING, SCALE_ONLY, WHOLE_HISTORY
 from algospace.types import DAY_NS, HOUR_NS, MINUTE_NS, Bars, FloatArray
 
 SYNTH = instrument("SYNTH")
@@ -152,3 +152,25 @@ def test_on_nq_only_mlmi_depends_on_everything(data_root: Path) -> None:
     needs = {column.column: column.needed[2] for column in report.columns}
     assert needs["nwrqk_value"] == "1 week"
     assert needs["logsig_3"] in ("1 week", "1 month")
+
+
+def ties_update(state: FloatArray, bar: object, out: FloatArray) -> None:
+    """Share of bars whose reach above the open is larger than below: on a tick grid often equal."""
+    up, down = bar.high - bar.open, bar.open - bar.low  # type: ignore[attr-defined]
+    state[1:-1] = state[2:]
+    state[-1] = up > down
+    state[0] += 1
+    if state[0] >= 24:
+        out[0] = state[1:].mean()
+
+
+def test_ties_that_rounding_breaks_are_not_called_memory() -> None:
+    """Equal distances on the tick grid differ in the last bit once prices carry a roll factor."""
+    bars = walk(24, tuple(range(500, 24 * 288, 300)))
+    flat = Bars(bars.ts_open, bars.close, bars.close + 0.25, bars.close - 0.25, bars.close, bars.volume,
+                bars.width_ns, bars.contract)
+    own = [Indicator("ties", ("ties",), lambda: np.zeros(25), ties_update)]
+    report = check_warmup(Features(SYNTH, LEAN, own).table, flat, 3, LENGTHS)
+    found = {column.column: column for column in report.columns}
+    assert found["ties"].kind == ROUNDING
+    assert found["ties"].naive[3] > 0.1
