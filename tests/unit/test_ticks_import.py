@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -349,3 +350,23 @@ def test_refused_files_leave_nothing_behind(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=match):
             import_ticks(tmp_path / name, "ES")
+
+
+def test_binance_exchange_dumps_have_an_identity(tmp_path: Path) -> None:
+    data = pd.DataFrame({"id": [7, 8, 8, 9], "price": [61800.3] * 4, "qty": [0.1] * 4, "quote_qty": [6180.0] * 4,
+                         "time": 1723161256322 + np.arange(4), "is_buyer_maker": ["true", "false"] * 2})
+    result = read(tmp_path, data, "BTCUSDT", kind="csv", max_bad_fraction=0.5)
+    assert result.report.quarantined == {"duplicate": 1}
+    elsewhere = frame().assign(id=42)  # an instrument's id is no trade's
+    assert read(tmp_path, elsewhere).report.bad_rows == 0
+
+
+@pytest.mark.parametrize("times", [
+    np.array(["2500-01-01", "2024-03-04", "1600-01-01"], "datetime64[s]"),
+    [date(9999, 1, 1), date(2024, 3, 4), date(1600, 1, 1)]])
+def test_instants_out_of_range_do_not_wrap_around(tmp_path: Path, times: object) -> None:
+    data = frame(3)
+    data["ts_event"] = pd.Series(times)
+    result = read(tmp_path, data, zone="UTC", max_bad_fraction=0.9)
+    assert result.ticks.ts.tolist() == [pd.Timestamp("2024-03-04").value]
+    assert result.report.quarantined == {"unreadable_time": 2}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from algospace.errors import InputError
-from algospace.marketdata.csv_import import _SEPARATORS, _blank_lines, _header_line, _read_strings
+from algospace.marketdata.csv_text import blank_lines, check_text, column_names, read_strings
 from algospace.marketdata.ticks.layouts import Layout, names_of_quotes, names_of_trades, resolve_layout
 from algospace.marketdata.ticks.options import SourceOptions
 from algospace.types import FloatArray, IntArray
@@ -26,7 +22,6 @@ _KINDS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".p
 _NOT_TICKS = {"quarantine.parquet", "truth.parquet", "contracts.csv"}
 _CODES = ("symbol", "condition", "action", "aggressor", "flag", "buyer_is_maker")  # few distinct values
 _CODE_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-_PART = 1 << 24  # bytes of a text file that are checked together
 NO_INTEGER = np.iinfo(np.int64).min
 
 
@@ -94,21 +89,9 @@ def _known_names(path: Path) -> list[str]:
     try:
         first = find_source_files(path)[0]
         kind = _KINDS.get(first.suffix.lower(), "")
-        return _csv_names(first)[1] if kind == "csv" else _parquet_schema(first).names if kind else []
+        return column_names(first)[1] if kind == "csv" else _parquet_schema(first).names if kind else []
     except InputError:
         return []
-
-
-def _csv_names(path: Path) -> tuple[str, list[str]]:
-    """(separator, column names) by the first line."""
-    try:
-        header = _header_line(path)
-        separator = max(_SEPARATORS, key=header.count)
-        names = next(csv.reader([header], delimiter=separator))
-    except (csv.Error, zlib.error) as error:
-        raise InputError(path, f"its first line cannot be read ({error})", "the first line must name the columns",
-                         row=1) from None
-    return separator, names
 
 
 def _parquet_schema(path: Path) -> pa.Schema:
@@ -160,37 +143,19 @@ def _drop_no_codes(path: Path, layout: Layout, schema: pa.Schema, options: Sourc
 
 
 def _read_csv(path: Path, options: SourceOptions, quotes: bool) -> TradeFile:
-    _check_text(path)
-    separator, names = _csv_names(path)
+    check_text(path)
+    separator, names = column_names(path)
     _unique(path, names)
     layout = resolve_layout(path, names, options.columns, quotes)
     if separator != ",":
         layout.notes.append(f"separator: {separator!r}")
     malformed: list[tuple[int, str]] = []
-    table = _read_strings(path, separator, names, list(layout.roles.values()), malformed)
+    table = read_strings(path, separator, names, list(layout.roles.values()), malformed)
     row = np.delete(np.arange(2, 2 + table.num_rows + len(malformed)), [line - 2 for line, _ in malformed])
-    blank = _blank_lines(table)
+    blank = blank_lines(table)
     if blank.any():
         table, row = table.filter(pa.array(~blank)), row[~blank]
     return _file(path, layout, table, row, malformed, int(blank.sum()))
-
-
-def _check_text(path: Path) -> None:
-    """InputError naming the line if a file is no UTF-8: Arrow would lose malformed lines that it cannot decode."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line = 1
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            while part := stream.read(_PART):
-                decoder.decode(part)
-                line += part.count(b"\n")
-            part = b""
-            decoder.decode(part, final=True)
-    except UnicodeDecodeError as error:
-        raise InputError(path, "not UTF-8 text", "save it as UTF-8 CSV, or give a Parquet file",
-                         row=line + part[:error.start].count(b"\n")) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(path, f"cannot be read ({error})", "get the file again") from None
 
 
 def _file(path: Path, layout: Layout, table: pa.Table, row: IntArray, malformed: list[tuple[int, str]],
@@ -271,6 +236,9 @@ def instants(file: TradeFile, role: str) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_integer(kind):
         return _int64(column)
+    if pa.types.is_date(kind):
+        kind = pa.timestamp("s" if pa.types.is_date32(kind) else "ms")
+        column = pc.cast(column, kind)
     if pa.types.is_timestamp(kind):
         limit = {"s": 9_000_000_000, "ms": 9 * 10**12, "us": 9 * 10**15}.get(kind.unit)
         if limit is not None:
@@ -278,7 +246,7 @@ def instants(file: TradeFile, role: str) -> pa.ChunkedArray:
             inside = pc.and_(pc.less(ticks, limit), pc.greater(ticks, -limit))
             column = pc.if_else(inside, column, pa.scalar(None, kind))
         return column
-    if pa.types.is_floating(kind) or pa.types.is_date(kind):
+    if pa.types.is_floating(kind):
         return column
     if pa.types.is_null(kind):
         return pc.cast(column, pa.large_string())

@@ -29,7 +29,7 @@ KNOWN_NAMES: dict[str, tuple[str, ...]] = {
     "condition": ("cond", "condition", "conditions", "sale_condition", "trade_condition"),
     "action": ("action",),
     "sequence": ("sequence", "seq", "seq_num", "sequence_number"),
-    "trade_id": ("trade_id", "agg_trade_id", "tradeid", "id"),
+    "trade_id": ("trade_id", "agg_trade_id", "tradeid"),
     "flag": FLAG_NAMES,
 }
 _TRADE_ROLES = ("ts_recv", "price", "size", "bid", "ask", "aggressor", "buyer_is_maker", "symbol", "condition",
@@ -57,8 +57,10 @@ def resolve_layout(path: Path, names: Sequence[str], wanted: Mapping[str, str], 
     for role in _QUOTE_ROLES if quotes else _TRADE_ROLES:
         _guess(role, by_lower, roles, guessed)
     _guess_time(by_lower, roles, guessed)
-    if "buyer_is_maker" in roles and "condition" not in roles and "type" in by_lower:
-        roles["condition"] = guessed["condition"] = by_lower["type"]
+    if "buyer_is_maker" in roles:  # Binance's names, too plain to be guessed elsewhere
+        for role, known in (("condition", "type"), ("trade_id", "id")):
+            if role not in roles and known in by_lower and by_lower[known] not in roles.values():
+                roles[role] = guessed[role] = by_lower[known]
     _check_complete(path, names, roles, ("bid", "ask") if quotes else ("price",))
     layout = "quotes" if quotes else _name(by_lower, roles)
     notes = [f"layout: {layout}"]
