@@ -104,7 +104,7 @@ def step_blocks(catalog: str, out: str, months: str, regime: str) -> dict[str, A
     source = open_source(catalog, instrument("NQ"))
     source = source._replace(months=source.months[:int(months)])
     report = build_blocks(source, instrument("NQ"), FeatureConfig(regime=regime == "regime"), out)
-    state = max((Path(out)).glob("*.state"))
+    state = max(Path(out).glob("*.state"))
     return {"rows": report.rows, "state_bytes": state.stat().st_size}
 
 
@@ -128,7 +128,8 @@ def eleven_years(data: Path, scratch: Path) -> list[str]:
     print("eleven years of NQ, 1-minute bars; each line one process, imports of Python included in seconds")
     catalog = scratch / "nq"
     imported = alone("import", data / "nq_1m", catalog)
-    print(f"  files to catalog        {imported['s']:6.1f} s {_gb(imported)}  {imported['rows']} bars")
+    print(f"  files to catalog        {imported['s']:6.1f} s {_gb(imported)}  {imported['rows']} bars "
+          f"({imported['cpu_s']:.1f} s of processor)")
     missed = _over("import", imported["s"], LIMITS["import"], imported)
     for regime in ("lean", "regime"):
         found = alone("features", catalog, scratch / f"{regime}.parquet", regime)
@@ -202,7 +203,7 @@ def many(what: str, out: Path, jobs: Sequence[FeatureJob]) -> list[str]:
         rows = sum(report.rows for report in good)
         print(f"  {engine:6} {seconds[engine]:7.1f} s  {len(good)} of {len(jobs)} instruments, {rows} base rows, "
               f"{rows / seconds[engine] / 1e3:.0f} k rows/s, largest worker "
-              f"{max(report.peak_bytes for report in good) / 1e9:.2f} GB, first block after {waited[engine]:.1f} s")
+              f"{max(r.peak_bytes for r in good) / 1e9:.2f} GB, first block after {waited[engine]:.1f} s")
     for line in failures(found["ray"].values()):
         print(f"  refused  {line}")
     for report in found["local"].values():
@@ -233,6 +234,6 @@ def content(folder: Path) -> dict[str, str]:
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1].startswith("--step="):
         result = STEPS[sys.argv[1].removeprefix("--step=")](*sys.argv[2:])
-        print(json.dumps({**result, "bytes": peak_bytes()}))
+        print(json.dumps({**result, "bytes": peak_bytes(), "cpu_s": time.process_time()}))
         sys.exit(0)
     sys.exit(main())

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,15 +210,15 @@ def _resume(job: FeatureJob, stream: FeatureStream, source: MonthlySource) -> _P
         write_json(job.out / MANIFEST, manifest)
     _sweep(job.out, manifest)
     if kept and not manifest["complete"]:
-        name = manifest["blocks"][-1]["month"]
-        packed = (job.out / block_files(name)[2]).read_bytes()
-        stream.restore(pa.decompress(packed, manifest["blocks"][-1]["state_bytes"], codec="zstd", asbytes=True))
+        last = manifest["blocks"][-1]
+        packed = (job.out / block_files(last["month"])[2]).read_bytes()
+        stream.restore(pa.decompress(packed, last["state_bytes"], codec="zstd", asbytes=True))
     return _Plan(manifest, notes)
 
 
 def _new_manifest(stream: FeatureStream, instrument: Instrument, source: MonthlySource) -> dict[str, Any]:
     return {
-        "format": FORMAT, "algospace": algospace.__version__, "symbol": instrument.symbol,
+        "format": FORMAT, "algospace": algospace.__version__, "code": _code_digest(), "symbol": instrument.symbol,
         "instrument": hashlib.sha256(repr(instrument).encode()).hexdigest(), "config": stream.digest,
         "settings": stream.config.model_dump(mode="json"), "width_ns": source.width_ns,
         "base": list(stream.base_columns), "slow": list(stream.slow_columns), "contracts": source.contracts,
@@ -225,12 +226,22 @@ def _new_manifest(stream: FeatureStream, instrument: Instrument, source: Monthly
     }  # fmt: skip
 
 
+@cache
+def _code_digest() -> str:
+    """Of the package's source, so that blocks of two versions of an indicator never stand in one table."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def _still_right(folder: Path, held: dict[str, Any], fresh: dict[str, Any],
                  months: list[SourceMonth]) -> tuple[int, list[str]]:
     """(how many of the held blocks can be kept, what was found)."""
-    for key, meaning in (("algospace", "version of AlgoSpace"), ("instrument", "instrument"), ("base", "columns"),
-                         ("config", "configuration"), ("width_ns", "width of the source's bars")):  # fmt: skip
-        if held[key] != fresh[key]:
+    for key, meaning in (("algospace", "version of AlgoSpace"), ("code", "code of the features"),
+                         ("instrument", "instrument"), ("base", "columns"), ("config", "configuration"),
+                         ("width_ns", "width of the source's bars")):  # fmt: skip
+        if held.get(key) != fresh[key]:
             return 0, [f"the {meaning} has changed: built anew"]
     names = held["contracts"]
     if fresh["contracts"][:len(names)] != names:
