@@ -143,12 +143,15 @@ class FlowState:
 
     def snapshot(self) -> bytes:
         """The whole state; a state of the same settings that restores it continues to the bit."""
-        return pack_arrays(self._identity(), {"trade": self._trade, "bars": self._bars})
+        return pack_arrays(self._identity(), self._parts())
 
     def restore(self, snapshot: bytes) -> None:
         """Continue from `snapshot`; SchemaError if it belongs to other settings."""
-        arrays = unpack_arrays(self._identity(), snapshot, "flow state", {"trade": self._trade, "bars": self._bars})
+        arrays = unpack_arrays(self._identity(), snapshot, "flow state", self._parts())
         self._trade[:], self._bars[:] = arrays["trade"], arrays["bars"]
+
+    def _parts(self) -> dict[str, AnyArray]:
+        return {"trade": self._trade, "bars": self._bars}
 
     def _identity(self) -> dict[str, Any]:
         p = self._params
