@@ -14,7 +14,7 @@ from rich.console import Console
 from algospace.command_options import Json, Library, Own, with_progress
 from algospace.config import load_config
 from algospace.errors import ConfigError, InputError
-from algospace.instruments import instrument
+from algospace.instruments import Instrument, instrument
 
 if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
     from algospace.features import FeatureConfig, FeatureTable, Indicator
@@ -32,10 +32,10 @@ def add_features_command(app: typer.Typer) -> None:
 
 
 def features_command(
-    src: Annotated[Path | None, typer.Argument(help="Bars or ticks: a file, a folder of them, or a catalog.")] = None,
+    src: Annotated[Path | None, typer.Argument(help="Bars or ticks: a file, a folder, or a catalog.")] = None,
     symbols: Annotated[str, typer.Option("--instrument", help="Symbol, several with commas, or all.")] = "",
     out: Annotated[Path | None, typer.Option(
-        help="FILE.parquet (30-minute rows in FILE.30m.parquet beside it), or a folder for monthly blocks.")] = None,
+        help="FILE.parquet (30-minute rows in FILE.30m.parquet), or a folder for monthly blocks.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with feature settings.")] = None,
     library: Library = None,
     own: Own = None,
@@ -88,8 +88,6 @@ def _one_file(src: Path, symbols: str, out: Path, settings: FeatureConfig, own: 
     from algospace.features import schema_hash, write_table
     from algospace.features.block_table import write_whole
     from algospace.features.own import step_indicators
-    from algospace.features.side_inputs import build_with_sides, read_market, read_sides
-    from algospace.memory import release_unused
 
     if "," in symbols or symbols.lower() == "all":
         raise ConfigError(f"--out {out}: one file holds one instrument; name a folder for several")
@@ -106,24 +104,33 @@ def _one_file(src: Path, symbols: str, out: Path, settings: FeatureConfig, own: 
         _print_summary({**_summary(summary), "seconds": round(time.perf_counter() - started, 2), "out": str(out)},
                        as_json)
         return
-    market = with_progress(lambda say: read_market(src, spec, settings), as_json)
-    inputs: SideInputs = with_progress(lambda say: read_sides(market, spec, **sides), as_json)
-    with nullcontext() if as_json else Console(stderr=True).status(f"features of {len(market)} rows"):
-        table = build_with_sides(market, spec, settings, _loaded(own), inputs)
-        notes = (*market.notes, *inputs.notes)
-        del market, inputs  # the writer needs the memory
-        release_unused()
-        write_table(table, out)
+    table, notes = _table(src, spec, settings, _loaded(own), sides, as_json)
+    write_table(table, out)
     for note in notes:
         typer.echo(f"note               {note}", err=as_json)
     _print_summary({**_summary(_counts(table, schema_hash(table))),
                     "seconds": round(time.perf_counter() - started, 2), "out": str(out)}, as_json)
 
 
+def _table(src: Path, spec: Instrument, settings: FeatureConfig, own: list[Indicator | FrameIndicator],
+           sides: dict[str, Any], quiet: bool) -> tuple[FeatureTable, tuple[str, ...]]:
+    """(table, notes); the sources' memory is free again when it returns, since the writer needs it."""
+    from algospace.features.side_inputs import build_with_sides, read_market, read_sides
+    from algospace.memory import release_unused
+
+    market = with_progress(lambda say: read_market(src, spec, settings), quiet)
+    inputs: SideInputs = with_progress(lambda say: read_sides(market, spec, **sides), quiet)
+    with nullcontext() if quiet else Console(stderr=True).status(f"features of {len(market)} rows"):
+        table = build_with_sides(market, spec, settings, own, inputs)
+    release_unused()
+    return table, (*market.notes, *inputs.notes)
+
+
 def _counts(table: FeatureTable, digest: str) -> dict[str, Any]:
     first, last = (int(table.ts_close[0]), int(table.ts_close[-1])) if len(table) else (None, None)
+    synergies = int((table.base["synergy_type"] > 0).sum())
     return {"rows": len(table), "rows_30m": int(table.ts_close_30m.size), "columns": len(table.base),
-            "synergies": int((table.base["synergy_type"] > 0).sum()), "first": first, "last": last, "schema": digest}
+            "synergies": synergies, "first": first, "last": last, "schema": digest}
 
 
 def _summary(counts: dict[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def _read_ticks(path: Path, spec: Instrument) -> tuple[Ticks, int, tuple[str, ..
     result = import_ticks(path, spec)
     report = result.report
     offset = report.clock.offset_ns if report.clock is not None else 0
-    notes = [f"ticks: {report.rows_out} of {report.rows_in}, {report.filtered_rows} left out, {report.bad_rows} set "
-             "aside"]
+    notes = [f"ticks: {report.rows_out} of {report.rows_in}, {report.filtered_rows} left out, {report.bad_rows} "
+             "set aside"]
     if report.clock is not None and offset:
         notes.append(report.clock.line())
     return result.ticks, offset, tuple(notes)
