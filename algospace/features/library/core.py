@@ -8,7 +8,7 @@ exactly 0. Extremes over 2k bars are those of two runs of k, which may overlap. 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from algospace.features.library.windows import ema
 from algospace.types import AnyArray
 
-SLOTS = 64  # a power of two above the oldest bar needed
+SLOTS = 32  # a power of two above the oldest bar needed
 _MASK = SLOTS - 1
 _SQUARES_OF_20 = 16.0 * 4.0 / 20.0  # weight of the squared distance of the means of 16 and 4 values
 
@@ -32,38 +32,30 @@ HISTORY = np.dtype(
     align=True,
 )  # fmt: skip
 
-VALUES = np.dtype(
+# The newest bar, `t` its number, and what the families read; history by bar number modulo SLOTS.
+CORE = np.dtype(
     [("t", "i8")] + [(name, "f8") for name in (
         "close", "last_close", "high", "low", "volume", "has_volume", "change", "true_range", "ema_20", "mean_20",
         "squares_20", "products_20", "path_10", "high_9", "low_9", "high_14", "low_14", "high_20", "low_20",
         "high_26", "low_26", "high_50", "low_50", "high_26_at", "low_26_at",
-    )],
+    )] + [("history", HISTORY, (SLOTS,))],
     align=True,
 )  # fmt: skip
 
 
-class CoreState(NamedTuple):
-    """values (1,): those of the newest bar, `t` its number; history (SLOTS,) by bar number modulo SLOTS."""
-
-    values: AnyArray
-    history: AnyArray
-
-
-def new_state() -> CoreState:
-    """State before the first bar."""
-    values = np.zeros(1, VALUES)
-    values["t"] = -1
-    history = np.zeros(SLOTS, HISTORY)
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    state = np.zeros(1, CORE)
+    state["t"] = -1
     for name in HISTORY.names or ():
         if name[0] in "hl":
-            history[name] = -np.inf if name[0] == "h" else np.inf
-    return CoreState(values, history)
+            state["history"][name] = -np.inf if name[0] == "h" else np.inf
+    return state
 
 
-@nb.njit(cache=True)
-def update(state: Any, bar: Any) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def update(v: Any, bar: Any) -> None:
     """Take one bar; a missing volume counts as 1 (every bar weighs the same)."""
-    v = state.values[0]
     v.t += 1
     t = v.t
     v.last_close = v.close if t > 0 else bar.close
@@ -75,12 +67,13 @@ def update(state: Any, bar: Any) -> None:
     lowest = v.low if v.low < v.last_close else v.last_close
     v.true_range = highest - lowest
     v.ema_20 = ema(v.ema_20, v.close, t, 20)
-    _moments(v, state.history, t)
-    _extremes(v, state.history, t)
+    _moments(v, t)
+    _extremes(v, t)
 
 
-@nb.njit(cache=True)
-def _moments(v: Any, history: Any, t: int) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def _moments(v: Any, t: int) -> None:
+    history = v.history
     now = history[t & _MASK]
     b1, b2, b4 = history[(t - 1) & _MASK], history[(t - 2) & _MASK], history[(t - 4) & _MASK]
     b8, b16 = history[(t - 8) & _MASK], history[(t - 16) & _MASK]
@@ -104,18 +97,19 @@ def _moments(v: Any, history: Any, t: int) -> None:
     v.path_10 = now.a8 + b8.a2
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _higher(a: float, b: float) -> float:
     return a if a > b else b
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _lower(a: float, b: float) -> float:
     return a if a < b else b
 
 
-@nb.njit(cache=True)
-def _extremes(v: Any, history: Any, t: int) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def _extremes(v: Any, t: int) -> None:
+    history = v.history
     now = history[t & _MASK]
     b1, b2, b4 = history[(t - 1) & _MASK], history[(t - 2) & _MASK], history[(t - 4) & _MASK]
     b8, b16 = history[(t - 8) & _MASK], history[(t - 16) & _MASK]
@@ -141,7 +135,7 @@ def _extremes(v: Any, history: Any, t: int) -> None:
     v.high_50, v.low_50 = _higher(now.h32, old.h32), _lower(now.l32, old.l32)
 
 
-@nb.njit(cache=True)
-def close_ago(state: Any, bars: int) -> float:
+@nb.njit(cache=True, error_model="numpy")
+def close_ago(v: Any, bars: int) -> float:
     """The close `bars` (below SLOTS) bars ago."""
-    return state.history[(state.values[0].t - bars) & _MASK].close
+    return v.history[(v.t - bars) & _MASK].close

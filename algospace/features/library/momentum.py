@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
 
 from algospace.features.library.column import Column
 from algospace.features.library.core import close_ago
-from algospace.features.library.windows import LEVELS, SLOTS, ema, push_sums, rma, sum_7, sum_14, sum_20, sum_28
+from algospace.features.library.windows import LEVELS, SLOTS, ema, push_sums, rma, sum_7, sum_14, sum_28
 from algospace.types import AnyArray, FloatArray
 
 _FAMILY = "momentum"
@@ -54,52 +54,42 @@ COLUMNS = (
             "BOP(o, h, l, c)", unit="-1..1", centre=0.0),
 )  # fmt: skip
 
-SCALARS = np.dtype(
-    [(name, "f8") for name in (
-        "gain", "loss", "k1", "k2", "slow1", "slow2", "rsi_k1", "rsi_k2", "typical", "t1", "t2", "t3", "fast",
-        "slow",
-    )],
-    align=True,
-)  # fmt: skip
 # Series of the window sums.
-_RISING, _FALLING, _PRESSURE, _RANGE, _TYPICAL, _SERIES = 0, 1, 2, 3, 4, 5
+_RISING, _FALLING, _PRESSURE, _RANGE, _SERIES = 0, 1, 2, 3, 4
 _TYPICAL_BARS = 20
 _FLAT = 1e-14  # TA-Lib's TA_EPSILON
 _NOISE = 1e-10  # over flat prices the RSI stands still but for its roundings, which are no signal
 
-
-class MomentumState(NamedTuple):
-    """scalars (1,); sums as of `windows`; typicals (20,) and rsi (4 levels, SLOTS, highest and lowest) by bar
-    number modulo their length."""
-
-    scalars: AnyArray
-    sums: FloatArray
-    typicals: FloatArray
-    rsi: FloatArray
-
-
-def new_state() -> MomentumState:
-    """State before the first bar."""
-    return MomentumState(np.zeros(1, SCALARS), np.zeros((LEVELS, SLOTS, _SERIES)), np.zeros(_TYPICAL_BARS),
-                         np.zeros((4, SLOTS, 2)))  # fmt: skip
+# sums as of `windows`; typicals by bar number modulo their length; rsi: extremes of the last 1, 2, 4, 8 values.
+MOMENTUM = np.dtype(
+    [(name, "f8") for name in (
+        "gain", "loss", "k1", "k2", "slow1", "slow2", "rsi_k1", "rsi_k2", "typical", "t1", "t2", "t3", "fast",
+        "slow",
+    )] + [("sums", "f8", (LEVELS, SLOTS, _SERIES)), ("typicals", "f8", (_TYPICAL_BARS,)),
+          ("rsi", "f8", (4, SLOTS, 2))],
+    align=True,
+)  # fmt: skip
 
 
-@nb.njit(cache=True)
-def update(state: Any, core: Any, bar: Any, out: FloatArray) -> None:
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    return np.zeros(1, MOMENTUM)
+
+
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, v: Any, bar: Any, out: FloatArray) -> None:
     """out as of COLUMNS."""
-    s = state.scalars[0]
-    v = core.values[0]
     t, close = v.t, v.close
     _strength(s, v, out)
     _stochastic(s, v, out)
-    _stochastic_rsi(s, state.rsi, t, out[0], out[3:5])
+    _stochastic_rsi(s, s.rsi, t, out[0], out[3:5])
     typical = (v.high + v.low + close) / 3.0
-    _push(s, v, state.sums, typical)
-    out[5] = _commodity_channel(state, t, typical)
-    flow = sum_14(state.sums, t, _RISING)
-    total = flow + sum_14(state.sums, t, _FALLING)
+    _push(s, v, s.sums, typical)
+    out[5] = _commodity_channel(s, t, typical)
+    flow = sum_14(s.sums, t, _RISING)
+    total = flow + sum_14(s.sums, t, _FALLING)
     out[6] = 100.0 * flow / total if total > 0.0 else 0.0
-    before = close_ago(core, 10)
+    before = close_ago(v, 10)
     out[7] = 100.0 * (close / before - 1.0)
     out[8] = close - before
     spread = v.high_14 - v.low_14
@@ -109,7 +99,7 @@ def update(state: Any, core: Any, bar: Any, out: FloatArray) -> None:
     s.t2 = ema(s.t2, s.t1, t - 14, 15)
     s.t3 = ema(s.t3, s.t2, t - 28, 15)
     out[11] = 100.0 * (s.t3 / last - 1.0)
-    out[12] = _ultimate(state.sums, t)
+    out[12] = _ultimate(s.sums, t)
     s.fast = ema(s.fast, close, t, 12)
     s.slow = ema(s.slow, close, t, 26)
     out[13] = 100.0 * (s.fast / s.slow - 1.0)
@@ -117,7 +107,7 @@ def update(state: Any, core: Any, bar: Any, out: FloatArray) -> None:
     out[14] = (close - bar.open) / spread if spread >= _FLAT else 0.0
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _strength(s: Any, v: Any, out: FloatArray) -> None:
     """RSI and CMO from one pair of averages."""
     s.gain = rma(s.gain, v.change if v.change > 0.0 else 0.0, v.t - 1, 14)
@@ -129,7 +119,7 @@ def _strength(s: Any, v: Any, out: FloatArray) -> None:
         out[10] = 100.0 * ((s.gain - s.loss) / total)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _stochastic(s: Any, v: Any, out: FloatArray) -> None:
     spread = v.high_14 - v.low_14
     raw = 100.0 * (v.close - v.low_14) / spread if spread > 0.0 else 0.0
@@ -140,7 +130,7 @@ def _stochastic(s: Any, v: Any, out: FloatArray) -> None:
     s.slow1, s.slow2 = slow, s.slow1
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _stochastic_rsi(s: Any, rsi: Any, t: int, value: float, out: FloatArray) -> None:
     """Extremes over 14 from runs of 1, 2, 4 and 8, see `core`."""
     now = t & (SLOTS - 1)
@@ -161,7 +151,7 @@ def _stochastic_rsi(s: Any, rsi: Any, t: int, value: float, out: FloatArray) -> 
     s.rsi_k1, s.rsi_k2 = k, s.rsi_k1
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _push(s: Any, v: Any, sums: Any, typical: float) -> None:
     now = v.t & (SLOTS - 1)
     moved = typical - s.typical if v.t > 0 else 0.0
@@ -171,16 +161,21 @@ def _push(s: Any, v: Any, sums: Any, typical: float) -> None:
     sums[0, now, _FALLING] = flow if moved < 0.0 else 0.0
     sums[0, now, _PRESSURE] = v.close - (v.low if v.low < v.last_close else v.last_close)
     sums[0, now, _RANGE] = v.true_range
-    sums[0, now, _TYPICAL] = typical
     push_sums(sums, v.t)
 
 
-@nb.njit(cache=True)
-def _commodity_channel(state: Any, t: int, typical: float) -> float:
-    values = state.typicals
+@nb.njit(cache=True, error_model="numpy")
+def _commodity_channel(s: Any, t: int, typical: float) -> float:
+    values = s.typicals
     values[t % _TYPICAL_BARS] = typical
-    mean = sum_20(state.sums, t, _TYPICAL) / _TYPICAL_BARS
     # four sums: a quarter of the length of the chain of additions, which is what this costs
+    a = b = c = d = 0.0
+    for i in range(0, _TYPICAL_BARS, 4):
+        a += values[i]
+        b += values[i + 1]
+        c += values[i + 2]
+        d += values[i + 3]
+    mean = (a + b + c + d) / _TYPICAL_BARS
     a = b = c = d = 0.0
     for i in range(0, _TYPICAL_BARS, 4):
         a += abs(values[i] - mean)
@@ -192,7 +187,7 @@ def _commodity_channel(state: Any, t: int, typical: float) -> float:
     return (typical - mean) / (0.015 * deviation) if deviation > 1e-15 * typical else 0.0
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _ultimate(sums: Any, t: int) -> float:
     total = 0.0
     spread = sum_7(sums, t, _RANGE)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
 
 from algospace.features.library.column import Column
 from algospace.features.library.core import close_ago
-from algospace.types import FloatArray
+from algospace.types import AnyArray, FloatArray
 
 _FAMILY = "relative"
 RANK_BARS = 100
+RANK = "percent_rank_100"
 
 COLUMNS = (
     Column(name="zscore_20", family=_FAMILY, unit="standard deviations", warm_up=19, parity="odd",
@@ -33,32 +34,31 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class RelativeState(NamedTuple):
-    """closes (RANK_BARS,) by bar number modulo RANK_BARS."""
-
-    closes: FloatArray
+# Closes by bar number modulo RANK_BARS.
+RELATIVE = np.dtype([("closes", "f8", (RANK_BARS,))])
 
 
-def new_state() -> RelativeState:
-    """State before the first bar."""
-    return RelativeState(np.zeros(RANK_BARS))
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    return np.zeros(1, RELATIVE)
 
 
-@nb.njit(cache=True)
-def update(state: Any, core: Any, out: FloatArray) -> None:
-    """out as of COLUMNS."""
-    v = core.values[0]
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, v: Any, rank: int, out: FloatArray) -> None:
+    """out as of COLUMNS, RANK only if wanted: it compares with a hundred closes."""
     close = v.close
-    state.closes[v.t % RANK_BARS] = close
+    closes = s.closes
+    closes[v.t % RANK_BARS] = close
     out[0] = (close - v.mean_20) / np.sqrt(v.squares_20 / 20.0) if v.squares_20 > 0.0 else 0.0
-    below = 0
-    equal = -1  # itself
-    for i in range(RANK_BARS):
-        below += state.closes[i] < close
-        equal += state.closes[i] == close
-    out[1] = (below + 0.5 * equal) / (RANK_BARS - 1)
+    if rank:
+        below = 0
+        equal = -1  # itself
+        for i in range(RANK_BARS):
+            below += closes[i] < close
+            equal += closes[i] == close
+        out[1] = (below + 0.5 * equal) / (RANK_BARS - 1)
     out[2] = np.log(close / v.high_50)
     out[3] = np.log(close / v.low_50)
     spread = v.high_50 - v.low_50
     out[4] = (close - v.low_50) / spread if spread > 0.0 else 0.5
-    out[5] = abs(close - close_ago(core, 10)) / v.path_10 if v.path_10 > 0.0 else 1.0
+    out[5] = abs(close - close_ago(v, 10)) / v.path_10 if v.path_10 > 0.0 else 1.0

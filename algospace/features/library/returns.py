@@ -28,14 +28,13 @@ COLUMNS = (
 )
 
 
-@nb.njit(cache=True)
-def update(core: Any, session: Any, bar: Any, out: FloatArray) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def update(v: Any, session: Any, bar: Any, out: FloatArray) -> None:
     """out as of COLUMNS."""
-    v = core.values[0]
     out[0] = np.log(v.close / v.last_close)
-    out[1] = np.log(v.close / close_ago(core, 5))
-    out[2] = np.log(v.close / close_ago(core, 10))
-    out[3] = np.log(v.close / close_ago(core, 20))
+    out[1] = np.log(v.close / close_ago(v, 5))
+    out[2] = np.log(v.close / close_ago(v, 10))
+    out[3] = np.log(v.close / close_ago(v, 20))
     out[4] = np.log(bar.open / v.last_close)
-    out[5] = session[0].gap
-    out[6] = np.log(v.close / session[0].open)
+    out[5] = session.gap
+    out[6] = np.log(v.close / session.open)

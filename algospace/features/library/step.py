@@ -19,8 +19,7 @@ from algospace.instruments import AROUND_THE_CLOCK, Instrument
 from algospace.types import AnyArray, Bars, FloatArray, IntArray
 
 _VERSION = "1"
-_BLOCK = 64  # rows computed before they are turned into columns
-_CHUNK = 1 << 16  # bars whose records exist at one time
+_BLOCK = 256  # rows computed before they are turned into columns
 
 # Where each family's columns start, and the first row in which all columns have values.
 _RETURNS, _TREND, _MOMENTUM, _VOLATILITY, _VOLUME, _TEMPORAL, _RELATIVE, _END = (
@@ -31,25 +30,29 @@ _WARM = int(_WARM_UPS.max())
 
 
 class LibraryState(NamedTuple):
-    """Everything the library remembers. pick (columns,): positions in `row` of the wanted columns; wanted
-    (families,): 1 where a family is computed; warm_ups (all columns,); row (all columns,)."""
+    """Everything the library remembers: flat arrays and one record per family.
+
+    pick (columns,): positions in `row` of the wanted columns; wanted (groups,): 1 for each family, and for the
+    costly parts of two, that is computed; warm_ups, row (all columns,).
+    """
 
     pick: IntArray
     wanted: IntArray
     warm_ups: IntArray
     row: FloatArray
-    core: core.CoreState
-    temporal: temporal.TemporalState
-    trend: trend.TrendState
-    momentum: momentum.MomentumState
-    volatility: volatility.VolatilityState
-    volume: volume.VolumeState
-    relative: relative.RelativeState
+    core: AnyArray
+    temporal: AnyArray
+    trend: AnyArray
+    momentum: AnyArray
+    volatility: AnyArray
+    volume: AnyArray
+    relative: AnyArray
 
 
 def new_state(columns: Sequence[str], instrument: Instrument | None) -> LibraryState:
     """State before the first bar; sessions of an unknown instrument are UTC days."""
-    wanted = [any(column.name in columns for column in family) for family in FAMILIES.values()]
+    groups = [{column.name for column in family} for family in FAMILIES.values()]
+    wanted = [not group.isdisjoint(columns) for group in (*groups, {*volatility.FROM_LOGS}, {relative.RANK})]
     session = instrument.session if instrument is not None else AROUND_THE_CLOCK
     return LibraryState(
         np.array([NAMES.index(name) for name in columns], np.int64), np.array(wanted, np.int64), _WARM_UPS.copy(),
@@ -58,32 +61,33 @@ def new_state(columns: Sequence[str], instrument: Instrument | None) -> LibraryS
     )  # fmt: skip
 
 
-@nb.njit(cache=True, error_model="numpy")
+# Inlined, because a call would copy the tuple of arrays; the families take records, which are pointers.
+@nb.njit(cache=True, error_model="numpy", inline="always")
 def _step(state: Any, bar: Any, row: FloatArray) -> None:
     """All wanted families' columns at one bar, into row (all columns,)."""
     wanted = state.wanted
-    last_close = state.core.values[0].close
-    core.update(state.core, bar)
+    now, session = state.core[0], state.temporal[0]
+    last_close = now.close
+    core.update(now, bar)
     if wanted[0] or wanted[4] or wanted[5]:
-        temporal.new_session(state.temporal, bar, last_close)
+        temporal.new_session(session, bar, last_close)
     if wanted[0]:
-        returns.update(state.core, state.temporal.session, bar, row[_RETURNS:_TREND])
+        returns.update(now, session, bar, row[_RETURNS:_TREND])
     if wanted[1]:
-        trend.update(state.trend, state.core, row[_TREND:_MOMENTUM])
+        trend.update(state.trend[0], now, row[_TREND:_MOMENTUM])
     if wanted[2]:
-        momentum.update(state.momentum, state.core, bar, row[_MOMENTUM:_VOLATILITY])
+        momentum.update(state.momentum[0], now, bar, row[_MOMENTUM:_VOLATILITY])
     if wanted[3]:
-        volatility.update(state.volatility, state.core, bar, row[_VOLATILITY:_VOLUME])
+        volatility.update(state.volatility[0], now, bar, wanted[7], row[_VOLATILITY:_VOLUME])
     if wanted[4]:
-        volume.update(state.volume, state.core, state.temporal.session, row[_VOLUME:_TEMPORAL])
+        volume.update(state.volume[0], now, session, row[_VOLUME:_TEMPORAL])
     if wanted[5]:
-        temporal.update(state.temporal, row[_TEMPORAL:_RELATIVE])
+        temporal.update(session, row[_TEMPORAL:_RELATIVE])
     if wanted[6]:
-        relative.update(state.relative, state.core, row[_RELATIVE:_END])
-    t = state.core.values[0].t
-    if t < _WARM:
+        relative.update(state.relative[0], now, wanted[8], row[_RELATIVE:_END])
+    if now.t < _WARM:
         for c in range(_END):
-            if t < state.warm_ups[c]:
+            if now.t < state.warm_ups[c]:
                 row[c] = np.nan
 
 
@@ -147,11 +151,7 @@ def compute(
     state = new_state(chosen, instrument)
     out = np.empty((len(chosen), len(bars)))
     ends = bars.ts_open + bars.width_ns if ts_close is None else ts_close
-    factor = roll_factor(bars)
-    for start in range(0, len(bars), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        run(state, _records(bars.slice(start, min(start + _CHUNK, len(bars))), ends[part], factor[part]),
-            out[:, part])  # fmt: skip
+    run(state, records_of(bars, ends), out)
     return dict(zip(chosen, out, strict=True))
 
 
@@ -164,10 +164,19 @@ def roll_factor(bars: Bars) -> FloatArray:
     return factor
 
 
-def _records(bars: Bars, ts_close: IntArray, factor: FloatArray) -> AnyArray:
-    records = np.zeros(len(bars), BAR)
-    records["ts_close"], records["contract"], records["factor"] = ts_close, bars.contract, factor
-    for name in ("open", "high", "low", "close"):
-        records[name] = getattr(bars, name) * factor
-    records["volume"] = bars.volume
+def records_of(bars: Bars, ts_close: IntArray) -> AnyArray:
+    """Records (n,) of `bars.BAR` with forward ratio-adjusted prices."""
+    records = np.empty(len(bars), BAR)
+    factor = roll_factor(bars)
+    _fill(records, ts_close, bars.contract, factor, bars.open, bars.high, bars.low, bars.close, bars.volume)
     return records
+
+
+@nb.njit(cache=True)
+def _fill(records: Any, ts_close: Any, contract: Any, factor: Any, open_: Any, high: Any, low: Any, close: Any,
+          volume: Any) -> None:  # fmt: skip
+    for i in range(records.size):
+        bar, scale = records[i], factor[i]
+        bar.ts_close, bar.contract, bar.factor, bar.filled = ts_close[i], contract[i], scale, 0
+        bar.open, bar.high = open_[i] * scale, high[i] * scale
+        bar.low, bar.close, bar.volume = low[i] * scale, close[i] * scale, volume[i]

@@ -6,7 +6,7 @@ the gap, the session's return and the VWAP all start anew with it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from algospace.calendars import utc_offsets
 from algospace.features.library.column import Column
 from algospace.instruments import Session
-from algospace.types import DAY_NS, HOUR_NS, MINUTE_NS, AnyArray, FloatArray, IntArray
+from algospace.types import DAY_NS, HOUR_NS, MINUTE_NS, AnyArray, FloatArray
 
 _MINUTES_PER_DAY = 24 * 60
+_NEVER = np.iinfo(np.int64).min
 _THURSDAY = 3  # 1970-01-01, with Monday 0
 _FAMILY = "temporal"
 
@@ -32,35 +33,32 @@ COLUMNS = (
            source="exchange calendar"),
 )  # fmt: skip
 
-# offset holds for instants in [since, until); day of the session; open and last_close of the price, gap in logs;
-# sums of volume and of typical price times volume since its first bar.
-SESSION = np.dtype(
-    [("since", "i8"), ("until", "i8"), ("offset", "i8"), ("day", "i8"), ("bar", "i8"), ("minute", "f8"),
-     ("open", "f8"), ("gap", "f8"), ("volume", "f8"), ("turnover", "f8")],
+# Longest table of `calendars.utc_offsets`: two changes a year.
+_CHANGES = 160
+
+# shift of the trading day in ns, minutes from its start to open and close. `offset` holds for instants in
+# [since, until). Of the session: day, number of the bar, minute of its close, open, gap in logs; sums of volume
+# and of typical price times volume since its first bar. starts, offsets as of `calendars.utc_offsets`.
+TEMPORAL = np.dtype(
+    [("shift", "i8"), ("opens", "i8"), ("closes", "i8"), ("since", "i8"), ("until", "i8"), ("offset", "i8"),
+     ("day", "i8"), ("bar", "i8"), ("minute", "f8"), ("open", "f8"), ("gap", "f8"), ("volume", "f8"),
+     ("turnover", "f8"), ("starts", "i8", (_CHANGES,)), ("offsets", "i8", (_CHANGES,))],
     align=True,
 )  # fmt: skip
 
 
-class TemporalState(NamedTuple):
-    """session (1,); hours (3,): shift of the trading day in ns, minutes from its start to open and to close;
-    starts, offsets of `calendars.utc_offsets`."""
-
-    session: AnyArray
-    hours: IntArray
-    starts: IntArray
-    offsets: IntArray
-
-
-def new_state(session: Session) -> TemporalState:
-    """State before the first bar of an instrument with these hours."""
-    state = np.zeros(1, SESSION)
-    state["day"] = np.iinfo(np.int64).min
+def new_state(session: Session) -> AnyArray:
+    """State (1,) before the first bar of an instrument with these hours."""
+    state = np.zeros(1, TEMPORAL)
+    state["day"] = _NEVER
+    state["shift"] = (24 - session.day_start_hour) % 24 * HOUR_NS
     opens, closes = (_minutes(text) - session.day_start_hour * 60 for text in (session.open, session.close))
-    hours = np.array([
-        (24 - session.day_start_hour) % 24 * HOUR_NS, opens % _MINUTES_PER_DAY,
-        closes % _MINUTES_PER_DAY or _MINUTES_PER_DAY,
-    ])  # fmt: skip
-    return TemporalState(state, hours, *(table.copy() for table in utc_offsets(session.zone)))
+    state["opens"] = opens % _MINUTES_PER_DAY
+    state["closes"] = closes % _MINUTES_PER_DAY or _MINUTES_PER_DAY
+    starts, offsets = utc_offsets(session.zone)
+    state["starts"], state["offsets"] = np.iinfo(np.int64).max, offsets[-1]
+    state["starts"][0, : starts.size], state["offsets"][0, : offsets.size] = starts, offsets
+    return state
 
 
 def _minutes(text: str) -> int:
@@ -68,34 +66,30 @@ def _minutes(text: str) -> int:
     return int(hour) * 60 + int(minute)
 
 
-@nb.njit(cache=True)
-def new_session(state: Any, bar: Any, last_close: float) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def new_session(s: Any, bar: Any, last_close: float) -> None:
     """Find the bar's session; if it is another than the last bar's, start it."""
-    s = state.session[0]
     ts = bar.ts_close - 1
     if not s.since <= ts < s.until:
-        place = np.searchsorted(state.starts, ts, side="right") - 1
-        s.since = state.starts[place]
-        s.until = state.starts[place + 1] if place + 1 < state.starts.size else np.iinfo(np.int64).max
-        s.offset = state.offsets[place]
-    shifted = ts + s.offset + state.hours[0]
+        place = np.searchsorted(s.starts, ts, side="right") - 1
+        s.since, s.until, s.offset = s.starts[place], s.starts[place + 1], s.offsets[place]
+    shifted = ts + s.offset + s.shift
     day = shifted // DAY_NS
     s.minute = (shifted - day * DAY_NS + 1) / MINUTE_NS
     if day == s.day:
         s.bar += 1
         return
-    s.gap = np.log(bar.open / last_close) if s.day != np.iinfo(np.int64).min else 0.0
+    s.gap = np.log(bar.open / last_close) if s.day != _NEVER else 0.0
     s.day = day
     s.bar = 0
     s.open = bar.open
     s.volume = s.turnover = 0.0
 
 
-@nb.njit(cache=True)
-def update(state: Any, out: FloatArray) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, out: FloatArray) -> None:
     """out as of COLUMNS, after `new_session`."""
-    s = state.session[0]
-    out[0] = max(s.minute - state.hours[1], 0.0)
-    out[1] = max(state.hours[2] - s.minute, 0.0)
+    out[0] = max(s.minute - s.opens, 0.0)
+    out[1] = max(s.closes - s.minute, 0.0)
     out[2] = s.bar
     out[3] = (s.day + _THURSDAY) % 7

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -63,7 +63,7 @@ COLUMNS = (
     _column("kijun_26", 25, "(highest high + lowest low) / 2 of 26", _ICHIMOKU, "MIDPRICE(h, l, 26)"),
 )  # fmt: skip
 
-SCALARS = np.dtype(
+TREND = np.dtype(
     [(name, "f8") for name in (
         "e2", "e3", "kama", "fast", "slow", "signal", "last_high", "last_low", "plus", "minus", "range", "adx",
         "sar", "extreme", "step", "is_long",
@@ -76,23 +76,15 @@ _KAMA_FAST = 2.0 / 3.0
 _SAR_STEP, _SAR_MAXIMUM = 0.02, 0.2
 
 
-class TrendState(NamedTuple):
-    """scalars (1,)."""
-
-    scalars: AnyArray
-
-
-def new_state() -> TrendState:
-    """State before the first bar."""
-    return TrendState(np.zeros(1, SCALARS))
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    return np.zeros(1, TREND)
 
 
-@nb.njit(cache=True)
-def update(state: Any, core: Any, out: FloatArray) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, v: Any, out: FloatArray) -> None:
     """out as of COLUMNS."""
-    s = state.scalars[0]
-    v = core.values[0]
-    _averages(s, core, v, out)
+    _averages(s, v, out)
     _directional(s, v, out)
     out[12] = 4.0 * (25.0 - (v.t - v.high_26_at))
     out[13] = 4.0 * (25.0 - (v.t - v.low_26_at))
@@ -105,8 +97,8 @@ def update(state: Any, core: Any, out: FloatArray) -> None:
     s.last_high, s.last_low = v.high, v.low
 
 
-@nb.njit(cache=True)
-def _averages(s: Any, core: Any, v: Any, out: FloatArray) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def _averages(s: Any, v: Any, out: FloatArray) -> None:
     t, close = v.t, v.close
     s.e2 = ema(s.e2, v.ema_20, t - 19, 20)
     s.e3 = ema(s.e3, s.e2, t - 38, 20)
@@ -116,7 +108,7 @@ def _averages(s: Any, core: Any, v: Any, out: FloatArray) -> None:
     out[3] = 2.0 * v.ema_20 - s.e2
     out[4] = 3.0 * v.ema_20 - 3.0 * s.e2 + s.e3
     if t >= 10:
-        moved = abs(close - close_ago(core, 10))
+        moved = abs(close - close_ago(v, 10))
         ratio = moved / v.path_10 if v.path_10 > moved else 1.0
         weight = ratio * (_KAMA_FAST - _KAMA_SLOW) + _KAMA_SLOW
         s.kama += (close - s.kama) * (weight * weight)
@@ -132,7 +124,7 @@ def _averages(s: Any, core: Any, v: Any, out: FloatArray) -> None:
     out[8] = macd - s.signal
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _directional(s: Any, v: Any, out: FloatArray) -> None:
     """Wilder's sums: s - s/14 + x; those of the first 13 changes are plain."""
     if v.t == 0:
@@ -158,7 +150,7 @@ def _directional(s: Any, v: Any, out: FloatArray) -> None:
     out[9] = s.adx
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _parabolic(s: Any, v: Any) -> float:
     """The stop of this bar; the state then holds the next one's."""
     if v.t == 0:

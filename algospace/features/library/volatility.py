@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -49,7 +49,8 @@ COLUMNS = (
             talib="DONCHIAN(h, l, 20)"),
 )  # fmt: skip
 
-SCALARS = np.dtype([("atr_14", "f8"), ("atr_10", "f8")], align=True)
+# The estimators from logs.
+FROM_LOGS = ("parkinson_20", "garman_klass_20", "rogers_satchell_20", "yang_zhang_20", "realized_vol_20")
 # Series of the window sums: squares of range, Garman-Klass and Rogers-Satchell terms, gap and body and their
 # squares, squares of returns.
 _RANGE, _GK, _RS, _GAP, _GAP2, _BODY, _BODY2, _RETURN2, _SERIES = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -59,32 +60,27 @@ _PARKINSON = 4.0 * np.log(2.0)
 _YANG_ZHANG = 0.34 / (1.34 + (_N + 1.0) / (_N - 1.0))
 _FLAT = 1e-14  # TA-Lib's TA_EPSILON
 
-
-class VolatilityState(NamedTuple):
-    """scalars (1,); sums as of `windows`."""
-
-    scalars: AnyArray
-    sums: FloatArray
+# sums as of `windows`.
+VOLATILITY = np.dtype([("atr_14", "f8"), ("atr_10", "f8"), ("sums", "f8", (LEVELS, SLOTS, _SERIES))], align=True)
 
 
-def new_state() -> VolatilityState:
-    """State before the first bar."""
-    return VolatilityState(np.zeros(1, SCALARS), np.zeros((LEVELS, SLOTS, _SERIES)))
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    return np.zeros(1, VOLATILITY)
 
 
-@nb.njit(cache=True)
-def update(state: Any, core: Any, bar: Any, out: FloatArray) -> None:
-    """out as of COLUMNS."""
-    bands(state, core, out)
-    _push(state.sums, core.values[0], bar.open)
-    _estimators(state.sums, core.values[0].t, out)
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, v: Any, bar: Any, from_logs: int, out: FloatArray) -> None:
+    """out as of COLUMNS, those of FROM_LOGS only if wanted: they cost twice the others."""
+    _bands(s, v, out)
+    if from_logs:
+        _push(s.sums, v, bar.open)
+        _estimators(s.sums, v.t, out)
 
 
-@nb.njit(cache=True)
-def bands(state: Any, core: Any, out: FloatArray) -> None:
+@nb.njit(cache=True, error_model="numpy")
+def _bands(s: Any, v: Any, out: FloatArray) -> None:
     """All but the estimators from logs."""
-    s = state.scalars[0]
-    v = core.values[0]
     s.atr_14 = rma(s.atr_14, v.true_range, v.t - 1, 14)
     s.atr_10 = rma(s.atr_10, v.true_range, v.t - 1, 10)
     out[0] = s.atr_14
@@ -98,7 +94,7 @@ def bands(state: Any, core: Any, out: FloatArray) -> None:
     out[12] = v.high_20 - v.low_20
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _push(sums: Any, v: Any, open_: float) -> None:
     now = v.t & (SLOTS - 1)
     high = np.log(v.high / open_)
@@ -117,7 +113,7 @@ def _push(sums: Any, v: Any, open_: float) -> None:
     push_sums(sums, v.t)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _estimators(sums: Any, t: int, out: FloatArray) -> None:
     rogers_satchell = sum_20(sums, t, _RS) / _N
     gap, body = sum_20(sums, t, _GAP), sum_20(sums, t, _BODY)

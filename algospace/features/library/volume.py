@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -41,54 +41,48 @@ COLUMNS = (
             "a bar without volume adds 0", "Arms 1983, Volume Cycles in the Stock Market", "price²/volume"),
 )  # fmt: skip
 
-SCALARS = np.dtype(
-    [(name, "f8") for name in ("obv", "ad", "fast", "slow", "force", "middle")], align=True
-)
 # Sums and squares about the mean of the last 1 .. 16 volumes, see `core`.
 VOLUMES = np.dtype([(name, "f8") for name in ("s1", "s2", "q2", "s4", "q4", "s8", "q8", "s16", "q16")], align=True)
-_FLOWS, _EASE, _SERIES = 0, 1, 2
+_FLOWS, _EASE, _SERIES = 0, 1, 4
 _ARMS = 10_000.0
 _VOLUME_MASK = SLOTS - 1
 
-
-class VolumeState(NamedTuple):
-    """scalars (1,); sums as of `windows`; volumes (SLOTS,) by bar number modulo SLOTS."""
-
-    scalars: AnyArray
-    sums: FloatArray
-    volumes: AnyArray
-
-
-def new_state() -> VolumeState:
-    """State before the first bar."""
-    return VolumeState(np.zeros(1, SCALARS), np.zeros((LEVELS, SLOTS, _SERIES)), np.zeros(SLOTS, VOLUMES))
+# sums as of `windows`; volumes by bar number modulo SLOTS.
+VOLUME = np.dtype(
+    [(name, "f8") for name in ("obv", "ad", "fast", "slow", "force", "middle")]
+    + [("sums", "f8", (LEVELS, SLOTS, _SERIES)), ("volumes", VOLUMES, (SLOTS,))],
+    align=True,
+)
 
 
-@nb.njit(cache=True)
-def update(state: Any, core: Any, session: Any, out: FloatArray) -> None:
+def new_state() -> AnyArray:
+    """State (1,) before the first bar."""
+    return np.zeros(1, VOLUME)
+
+
+@nb.njit(cache=True, error_model="numpy")
+def update(s: Any, v: Any, session: Any, out: FloatArray) -> None:
     """out as of COLUMNS."""
-    s = state.scalars[0]
-    v = core.values[0]
     t, now = v.t, v.t & _VOLUME_MASK
-    _lines(s, v, state.sums, out)
+    _lines(s, v, s.sums, out)
     middle = 0.5 * (v.high + v.low)
     moved = middle - s.middle if t > 0 else 0.0
     s.middle = middle
-    state.sums[0, now, _EASE] = moved * (v.high - v.low) * _ARMS / v.volume if v.volume > 0.0 else 0.0
-    push_sums(state.sums, t)
+    s.sums[0, now, _EASE] = moved * (v.high - v.low) * _ARMS / v.volume if v.volume > 0.0 else 0.0
+    push_sums(s.sums, t)
     out[3] = out[6] = 0.0
-    total, squares = _volume_moments(state.volumes, t, v.volume)
+    total, squares = _volume_moments(s.volumes, t, v.volume)
     if total > 0.0:
-        out[3] = sum_20(state.sums, t, _FLOWS) / total
+        out[3] = sum_20(s.sums, t, _FLOWS) / total
     if squares > 0.0 and v.has_volume > 0.0:
         out[6] = (v.volume - total / 20.0) / np.sqrt(squares / 20.0)
-    _session_average(session[0], v, out)
+    _session_average(session, v, out)
     s.force = ema(s.force, v.change * v.volume, t - 1, 13)
     out[7] = s.force
-    out[8] = sum_14(state.sums, t, _EASE) / 14.0
+    out[8] = sum_14(s.sums, t, _EASE) / 14.0
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _lines(s: Any, v: Any, sums: Any, out: FloatArray) -> None:
     """On-balance volume, accumulation/distribution and its oscillator."""
     spread = v.high - v.low
@@ -107,7 +101,7 @@ def _lines(s: Any, v: Any, sums: Any, out: FloatArray) -> None:
     out[2] = s.fast - s.slow
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _volume_moments(volumes: Any, t: int, volume: float) -> tuple[float, float]:
     """Sum and squares about the mean of the last 20 volumes."""
     now = volumes[t & _VOLUME_MASK]
@@ -126,7 +120,7 @@ def _volume_moments(volumes: Any, t: int, volume: float) -> tuple[float, float]:
     return now.s16 + b16.s4, now.q16 + b16.q4 + 3.2 * d * d
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, error_model="numpy")
 def _session_average(session: Any, v: Any, out: FloatArray) -> None:
     typical = (v.high + v.low + v.close) / 3.0
     session.volume += v.volume
