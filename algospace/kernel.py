@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from algospace.errors import ConfigError, InternalError, SchemaError, UserError
+from algospace.errors import ConfigError, InternalError, UserError
 from algospace.events import EventBus, ShutdownRequest, SystemErrorEvent
 from algospace.snapshots import pack, unpack
 
@@ -42,9 +42,6 @@ class Component:
 
     def restore(self, blob: bytes) -> None:
         """Continue from `snapshot`; SchemaError, and nothing changed, if it does not belong here."""
-        if blob:
-            raise SchemaError(f"{type(self).__name__} keeps no state, the snapshot holds some for it; "
-                              "build the state anew from history")
 
 
 class Driver(Component):
@@ -190,16 +187,20 @@ class Kernel:
             raise InternalError("shutdown: " + "; ".join(map(str, failures)))
 
     def snapshot(self) -> bytes:
-        """The state of every component in one blob; only between events."""
+        """The state of every component that has one, in one blob; only between events."""
         self._require_idle("snapshot")
-        return pack({"kernel": list(self.order)}, {name: self._components[name].snapshot() for name in self.order})
+        states = self._states()
+        return pack({"components": list(states)}, states)
 
     def restore(self, blob: bytes) -> None:
-        """Continue from `snapshot`; SchemaError, and nothing changed, if it was taken of other components or
-        another configuration, or is damaged."""
+        """Continue from `snapshot`, feeds and other stateless components apart.
+
+        SchemaError, and nothing changed, if it was taken of other components or another configuration, or is
+        damaged.
+        """
         self._require_idle("restore")
-        parts = unpack({"kernel": list(self.order)}, blob, "the live state")
-        before = {name: self._components[name].snapshot() for name in parts}
+        before = self._states()
+        parts = unpack({"components": list(before)}, blob, "the live state")
         done = []
         try:
             for name, part in parts.items():
@@ -210,6 +211,10 @@ class Kernel:
                 self._components[name].restore(before[name])
             raise
         _LOG.info("state restored", components=done, bytes=len(blob))
+
+    def _states(self) -> dict[str, bytes]:
+        states = {name: self._components[name].snapshot() for name in self.order}
+        return {name: state for name, state in states.items() if state}
 
     def _require_idle(self, what: str) -> None:
         if self.bus.busy:

@@ -7,7 +7,7 @@ Results, counts and the moment of every close are those of one tick at a time: n
 
 from __future__ import annotations
 
-from array import array
+from struct import Struct
 
 import numpy as np
 
@@ -24,12 +24,15 @@ from algospace.features import FeatureConfig, bars
 from algospace.features.checks import check_width
 from algospace.instruments import Instrument
 from algospace.kernel import Component
-from algospace.live.compiled import add_to_slow, close_by_clock, take_bar, take_ticks
+from algospace.live.compiled import TICK, add_to_slow, close_by_clock, take_bar, take_ticks
 from algospace.snapshots import pack_arrays, unpack_arrays
 from algospace.types import MINUTE_NS, AnyArray
 
 DEFAULT_GRACE_NS = 250_000_000
 _CAPACITY = 256  # ticks: a full buffer takes some 10 µs, far below what a bar's close may take
+_TICK_BYTES = TICK.itemsize
+_BUFFER_BYTES = _TICK_BYTES * _CAPACITY
+_pack_tick = Struct("@qddq").pack_into  # a record of TICK
 _NO_TIME = int(np.iinfo(np.int64).max)
 
 
@@ -53,12 +56,10 @@ class BarGenerator(Component):
         self._aggregator = np.zeros(1, bars.AGGREGATOR)
         self._queue = bars.new_queue(config.max_fill_bars)
         self._before, self._after = np.zeros(1, bars.AGGREGATOR), np.zeros(1, bars.AGGREGATOR)
-        # Set one by one in Python and read by numpy without a copy.
-        self._ts, self._contract = array("q", bytes(8 * _CAPACITY)), array("i", bytes(4 * _CAPACITY))
-        self._price, self._size = array("d", bytes(8 * _CAPACITY)), array("d", bytes(8 * _CAPACITY))
-        self._columns = (np.frombuffer(self._ts, np.int64), np.frombuffer(self._price, np.float64),
-                         np.frombuffer(self._size, np.float64), np.frombuffer(self._contract, np.int32))
-        self._waiting = 0
+        # Written by `struct`, the fastest way to set four numbers, and read by numpy without a copy.
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._ticks = np.frombuffer(self._buffer, TICK)
+        self._waiting = 0  # bytes of the buffer in use
         self._checked_width = 0
         self._look_up_limits()
 
@@ -82,17 +83,16 @@ class BarGenerator(Component):
 
     def on_tick(self, tick: NewTick) -> None:
         """Take one tick, after closing the open bar if the tick was received after its grace period."""
-        if tick.symbol != self._symbol:
+        symbol, ts, price, size, contract, ts_recv, _, _, _ = tick
+        if symbol != self._symbol:
             return
-        if tick.ts_recv >= self._deadline:
-            self._close_by_clock(tick.ts_recv)
-        n = self._waiting
-        self._price[n] = tick.price
-        self._size[n] = tick.size
-        self._contract[n] = tick.contract
-        self._ts[n] = ts = tick.ts
-        self._waiting = n = n + 1  # last: a tick of the wrong types raises above and leaves nothing behind
-        if ts >= self._boundary or n == _CAPACITY:
+        if ts_recv >= self._deadline:
+            self._close_by_clock(ts_recv)
+        waiting = self._waiting
+        _pack_tick(self._buffer, waiting, ts, price, size, contract)
+        # Only now: a tick of the wrong types raised above and leaves nothing behind.
+        self._waiting = waiting = waiting + _TICK_BYTES
+        if ts >= self._boundary or waiting == _BUFFER_BYTES:
             self._take_waiting()
 
     def on_source_bar(self, bar: NewSourceBar) -> None:
@@ -138,13 +138,13 @@ class BarGenerator(Component):
 
     def _take_waiting(self) -> None:
         """Run the waiting ticks through the compiled step and publish the bars that they close."""
-        at, end = 0, self._waiting
+        at, end = 0, self._waiting // _TICK_BYTES
         if end == 0:
             return
         self._waiting = 0
         while at < end:
             at, closed = take_ticks(self._generator, self._queue, self._width, self._max_fill,
-                                    self.config.max_disorder_ns, *self._columns, at, end)  # fmt: skip
+                                    self.config.max_disorder_ns, self._ticks, at, end)  # fmt: skip
             self._publish(closed)
         self._look_up_limits()
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numba as nb
+import numpy as np
 
 from algospace.features import bars, pipeline
 from algospace.features.unowned import unowned
-from algospace.types import FloatArray, Int32Array, IntArray
+
+# A waiting tick.
+TICK = np.dtype([("ts", "i8"), ("price", "f8"), ("size", "f8"), ("contract", "i8")], align=True)
 
 
 @nb.njit(cache=True)
@@ -21,15 +24,19 @@ def run_bars(state: Any, params: Any, out: Any, closed: Any) -> None:
 
 @nb.njit(cache=True)
 def take_ticks(
-    generator: Any, queue: Any, width: int, max_fill: int, max_disorder: int, ts: IntArray, price: FloatArray,
-    size: FloatArray, contract: Int32Array, begin: int, end: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Take ticks [begin, end) up to the first that closes a bar: (the next tick, bars now in `queue`)."""
+    generator: Any, queue: Any, width: int, max_fill: int, max_disorder: int, ticks: Any, begin: int, end: int
+) -> tuple[int, int]:
+    """Take ticks (records of TICK) [begin, end) up to the first that closes a bar.
+
+    Returns (the next tick, bars now in `queue`).
+    """
     g = generator[0]
     closed = 0
     i = begin
     while i < end and closed == 0:
-        closed = bars.push_tick(g, queue, width, max_fill, max_disorder, ts[i], price[i], size[i], contract[i])
+        tick = ticks[i]
+        closed = bars.push_tick(g, queue, width, max_fill, max_disorder, tick.ts, tick.price, tick.size,
+                                tick.contract)  # fmt: skip
         i += 1
     return i, closed
 

@@ -26,8 +26,8 @@ class Feed(Protocol):
     def poll(self, until: int) -> Iterable[MarketEvent] | None:
         """Events as they are received, up to the time `until` (ns UTC); None when the feed has ended.
 
-        May stop earlier, with or without events, so that the caller can look around; only if `now_ns` then is
-        `until` or later has that time come.
+        The caller may leave some untaken; they come again with the next `poll`. May stop earlier, with or without
+        events, so that the caller can look around; only if `now_ns` then is `until` or later has that time come.
         """
         ...
 

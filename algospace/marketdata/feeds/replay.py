@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from algospace.clock import ReplayClock
 from algospace.errors import ConfigError, InputError
 from algospace.events import NAN, UNKNOWN_TIME, NewSourceBar, NewTick
 from algospace.marketdata.feeds.protocol import MarketEvent
-from algospace.types import AnyArray, Bars, IntArray, Ticks
+from algospace.types import Bars, IntArray, Ticks
 
-_BLOCK = 4096  # events made at a time: bounds memory, not the caller's concern
+_BLOCK = 4096  # events per poll: bounds the copies made of the data
+_RECV_AT = NewTick._fields.index("ts_recv") - 1
 _LOOK_AROUND_S = 0.1  # a paced feed returns to its caller at least this often
 _MISSING: dict[str, Any] = {"bid": NAN, "ask": NAN, "aggressor": 0, "contract": 0}
 
@@ -32,7 +33,7 @@ class ReplayFeed:
 
     def __init__(
         self, symbol: str, data: Ticks | Bars, speed: float | None = None, end_ns: int | None = None,
-        clock: ReplayClock | None = None, wall: Callable[[], float] = time.perf_counter,
+        wall: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         if len(data) == 0:
@@ -43,84 +44,77 @@ class ReplayFeed:
         self._received = _received(data)
         self._side: Any = "left" if isinstance(data, Ticks) else "right"
         self._end = end_ns
-        self.clock = clock or ReplayClock()
         self._wall, self._sleep = wall, sleep
-        self._at = 0  # the next event
-        self._block: list[Any] = []
-        self._block_start = 0
+        self._left: Iterator[int] = iter(())  # of the events handed out, those not yet taken
+        self._stop = 0  # the event behind the last one handed out
+        self._now = self._then = int(self._received[0])
 
     @property
     def symbol(self) -> str:
         return self._symbol
 
     def connect(self) -> None:
-        """Set the clock to the first event."""
-        begin = int(self._received[0])
-        if self.clock.now_ns() > begin:
-            raise ConfigError(f"replay of {self._symbol} begins at {begin}, the clock is already at "
-                              f"{self.clock.now_ns()}; give a clock that starts earlier")
-        self.clock.set(begin)
-        self._begin_ns, self._begin_wall = begin, self._wall()
+        """The replay's time starts to run."""
+        self._begin_ns, self._begin_wall = self._now, self._wall()
 
     def poll(self, until: int) -> Iterator[MarketEvent] | None:
-        stop = int(np.searchsorted(self._received, until, self._side))
-        ended = stop == self._received.size
-        if ended and self._at == stop and (self._end is None or self.clock.now_ns() >= self._end):
+        at, now = self._next(), self.now_ns()
+        size = self._received.size
+        if at == size and (self._end is None or now >= self._end):
             return None
-        if ended:  # the time ends with the data, or where it was told to
+        if self._speed is not None:
+            until = self._paced(until)
+        stop = int(np.searchsorted(self._received, until, self._side))
+        if stop == size:  # the time ends with the data, or where it was told to
             last = int(self._received[-1])
             until = min(until, last if self._end is None else max(last, self._end))
-        return self._unpaced(stop, until) if self._speed is None else self._paced(stop, until)
+        self._stop = max(at, min(stop, at + _BLOCK))
+        self._now = now
+        self._then = max(now, until if self._stop == stop else int(self._received[self._stop - 1]))
+        return self._events(slice(at, self._stop))
 
     def now_ns(self) -> int:
-        return self.clock.now_ns()
+        """The receive time of the last event taken; behind the last of a poll, the time of its end."""
+        at = self._next()
+        if at == self._stop:
+            return self._then
+        return max(self._now, int(self._received[at - 1])) if at else self._now
 
     def close(self) -> None:
-        self._block = []
+        """Nothing to let go of."""
 
-    def _unpaced(self, stop: int, until: int) -> Iterator[MarketEvent]:
-        set_clock = self.clock.set
-        while self._at < stop:
-            events = self._loaded()
-            first = self._block_start
-            part = slice(self._at - first, stop - first)
-            for received, event in zip(self._received[first : first + _BLOCK][part].tolist(), events[part],
-                                       strict=True):  # fmt: skip
-                set_clock(received)
-                self._at += 1  # before it is handed out: the caller may never come back for the next
-                yield event
-        set_clock(max(until, self.clock.now_ns()))
+    def _next(self) -> int:
+        """The next event that the caller has not taken; it may stop anywhere, and no event pays for counting."""
+        return self._stop - operator.length_hint(self._left)
 
-    def _paced(self, stop: int, until: int) -> Iterator[MarketEvent]:
-        patience = self._wall() + _LOOK_AROUND_S
-        while self._at < stop:
-            received = int(self._received[self._at])
-            if not self._wait(received, patience):
-                return
-            self.clock.set(received)
-            event = self._loaded()[self._at - self._block_start]
-            self._at += 1
-            yield event
-        if self._wait(until, patience):
-            self.clock.set(max(until, self.clock.now_ns()))
-
-    def _wait(self, moment: int, patience: float) -> bool:
-        """Sleep until `moment` is due; False if that is after `patience`, which is then over."""
+    def _paced(self, until: int) -> int:
+        """Sleep until `until`, the next event or the end of patience; how far the replay's time then is."""
         assert self._speed is not None
-        due = self._begin_wall + (moment - self._begin_ns) / 1e9 / self._speed
-        pause = min(due, patience) - self._wall()
+        at = self._next()
+        # An event received at t is given out once the time is past t (see `poll`).
+        target = until if at == self._received.size else min(until, int(self._received[at]) + 1)
+        due = self._begin_wall + (target - self._begin_ns) / 1e9 / self._speed
+        pause = due - self._wall()
         if pause > 0.0:
-            self._sleep(pause)
-        return due <= patience
+            self._sleep(min(pause, _LOOK_AROUND_S))
+        reached = self._begin_ns + int((self._wall() - self._begin_wall) * 1e9 * self._speed)
+        if pause <= _LOOK_AROUND_S:
+            reached = max(reached, target)  # whatever rounding says
+        return min(until, reached)
 
-    def _loaded(self) -> list[Any]:
-        """The block of events that holds the next one."""
-        if not self._block or not self._block_start <= self._at < self._block_start + len(self._block):
-            self._block_start = self._at
-            part = slice(self._at, self._at + _BLOCK)
-            make = _tick_events if isinstance(self._data, Ticks) else _bar_events
-            self._block = make(self._symbol, self._data, self._received, part)  # type: ignore[arg-type]
-        return self._block
+    def _events(self, part: slice) -> Iterator[MarketEvent]:
+        """Events made as they are taken: none waits, so the garbage collector has nothing to look through."""
+        received = self._received[part].tolist()
+        self._left = iter(received)  # a list's iterator knows how much is left of it
+        if isinstance(self._data, Ticks):
+            columns = {name: column[part].tolist() for name, column in self._data.columns().items()}
+            values = [columns.get(name, repeat(_MISSING.get(name))) for name in NewTick._fields[1:]]
+            values[_RECV_AT] = self._left
+            # Straight to the tuple: half the time of calling the class.
+            return map(partial(tuple.__new__, NewTick), zip(repeat(self._symbol), *values))
+        rows = [getattr(self._data, name)[part].tolist() for name in NewSourceBar._fields[2:]]
+        make = partial(NewSourceBar, self._symbol, self._data.width_ns)
+        return (make(*row) for _, *row in zip(self._left, *rows, strict=True))
 
 
 def _received(data: Ticks | Bars) -> IntArray:
@@ -137,17 +131,3 @@ def _received(data: Ticks | Bars) -> IntArray:
             known = data.ts
     known = np.maximum.accumulate(known)
     return np.maximum(known, known[known > UNKNOWN_TIME][0])  # what comes before the first known time
-
-
-def _tick_events(symbol: str, ticks: Ticks, received: IntArray, part: slice) -> list[NewTick]:
-    columns = {name: column[part].tolist() for name, column in ticks.columns().items()}
-    columns["ts_recv"] = received[part].tolist()
-    values = [columns.get(name, repeat(_MISSING.get(name))) for name in NewTick._fields[1:]]
-    # Straight to the tuple: half the time of calling the class.
-    return list(map(partial(tuple.__new__, NewTick), zip(repeat(symbol), *values)))
-
-
-def _bar_events(symbol: str, bars: Bars, received: IntArray, part: slice) -> list[NewSourceBar]:
-    columns: list[AnyArray] = [getattr(bars, name) for name in NewSourceBar._fields[2:]]
-    return [NewSourceBar(symbol, bars.width_ns, *row)
-            for row in zip(*(column[part].tolist() for column in columns), strict=True)]  # fmt: skip
