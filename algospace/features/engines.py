@@ -7,13 +7,15 @@ at a time. A job that fails does not stop the others: its report carries the rea
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from algospace.errors import AlgoSpaceError, ConfigError, InputError
+from algospace.features.block_table import write_whole
 from algospace.features.blocks import Block, BlocksReport, FeatureJob, iter_blocks
 from algospace.instruments import INSTRUMENTS, instrument
 from algospace.marketdata import Catalog
@@ -40,6 +42,19 @@ def run_jobs(jobs: Sequence[FeatureJob], engine: str = "local", say: Say | None 
         if repeated is not None:
             raise ConfigError(f"two jobs have the {what} '{repeated}'; give each its own")
     return find_engine(engine)(jobs, say or _silent)
+
+
+def build_file(job: FeatureJob, path: Path, engine: str = "local",
+               say: Say | None = None) -> tuple[BlocksReport, dict[str, Any]]:
+    """One job into FILE.parquet and FILE.30m.parquet, never holding more than a block; (report, `write_whole`'s
+    figures, empty if the job failed). The blocks lie in FILE.blocks until then, so that a killed run continues."""
+    placed = replace(job, out=path.with_suffix(".blocks"))
+    report = run_jobs([placed], engine, say)[0]
+    if report.error is not None:
+        return report, {}
+    figures = write_whole(placed.out, path)
+    shutil.rmtree(placed.out)
+    return report, figures
 
 
 def find_engine(name: str) -> Engine:

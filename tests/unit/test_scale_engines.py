@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from algospace.errors import ConfigError, InputError
-from algospace.features import FeatureConfig
+from algospace.features import FeatureConfig, build, read_table
 from algospace.features.blocks import Block, FeatureJob
-from algospace.features.engines import failures, find_engine, plan_jobs, run_jobs
+from algospace.features.engines import build_file, failures, find_engine, plan_jobs, run_jobs
 from algospace.marketdata.schema import bars_to_table
 from algospace.marketdata.synthetic import generate, write_market
-from tests.scale_market import SYNTH, rolling_bars, write_catalog
+from tests.scale_market import SYNTH, assert_same, rolling_bars, write_catalog
 
 LEAN = FeatureConfig(regime=False)
 FEW = rolling_bars().slice(0, 9_000)
@@ -79,6 +79,15 @@ def test_a_failed_instrument_is_one_line_and_the_others_are_done(tmp_path: Path)
     assert reports[1].rows == json.loads((good.out / "blocks.json").read_text())["blocks"][0]["rows"] + sum(
         block.rows for block in told[1:])
     assert {block.name for block in told} == {"good"}
+
+
+def test_one_instrument_into_one_file(tmp_path: Path) -> None:
+    job = FeatureJob("one", SYNTH, write_catalog(tmp_path / "catalog", FEW), Path(), LEAN)
+    report, figures = build_file(job, tmp_path / "out.parquet")
+    assert_same(read_table(tmp_path / "out.parquet", figures["schema"]), build(FEW, SYNTH, LEAN))
+    assert (report.error, figures["rows"], (tmp_path / "out.blocks").exists()) == (None, report.rows, False)
+    failed, figures = build_file(replace(job, source=tmp_path / "absent"), tmp_path / "other.parquet")
+    assert (failed.error is None, figures, (tmp_path / "other.parquet").exists()) == (False, {}, False)
 
 
 def test_jobs_must_not_share_a_name_or_a_folder(tmp_path: Path) -> None:
