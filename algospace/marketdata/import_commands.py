@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
 
 _EXAMPLE = "Example: algospace data import prices.csv --instrument ES --zone America/Chicago --out market"
 _KINDS = ("auto", "bars", "ticks")
-_BARS_ONLY = "bars only: "
+_BARS_ONLY, _TICKS_ONLY = "bars only: ", "ticks only: "
 
 
 def add_import_command(data_app: typer.Typer) -> None:
@@ -48,10 +48,14 @@ def import_command(
     roll_dates: Annotated[Path | None, typer.Option(help="--front dates: CSV of contract, first_ts_utc.")] = None,
     open_interest: Annotated[Path | None, typer.Option(
         help="--front open_interest: CSV of date, contract, open_interest.")] = None,
+    symbols: Annotated[list[str] | None, typer.Option(
+        "--symbol", help=_TICKS_ONLY + "keep this symbol of the file; repeatable.")] = None,
+    clock: Annotated[str, typer.Option(help=_TICKS_ONLY + "stamp by event or by receive time.")] = "event",
+    max_disorder_ns: Annotated[int, typer.Option(help=_TICKS_ONLY + "how far back a time may go.")] = 0,
     settings: Annotated[list[str] | None, typer.Option(
-        "--set", help="ticks only: key=value of TickImportOptions, e.g. symbols=[NQM5], clock=receive.")] = None,
+        "--set", help=_TICKS_ONLY + "key=value of TickImportOptions, e.g. exclude_conditions=[].")] = None,
     overlap: Annotated[str, typer.Option(
-        help="ticks only: where another source holds the same times: refuse, replace or append.")] = "refuse",
+        help=_TICKS_ONLY + "if another source holds the same times: refuse, replace or append.")] = "refuse",
     max_bad_fraction: Annotated[float, typer.Option(help="Share of rows that may break a rule.")] = 0.001,
     as_json: Json = False,
 ) -> None:
@@ -72,13 +76,16 @@ def import_command(
                 "expiries": expiries, "roll_dates": roll_dates, "open_interest": open_interest}
     if kind == "ticks" or (kind == "auto" and looks_like_ticks(located)):
         _refuse(for_bars, "bars, and this is a source of ticks")
-        _import_ticks(located, spec, common, settings or [], overlap, out, as_json)
+        for_ticks = {"symbols": symbols or [], "clock": clock, "max_disorder_ns": max_disorder_ns}
+        _import_ticks(located, spec, common | for_ticks, settings or [], overlap, out, as_json)
         return
-    _refuse({"set": settings, "overlap": overlap}, "ticks, and this is a source of bars")
+    _refuse({"symbol": symbols, "clock": clock, "max_disorder_ns": max_disorder_ns, "set": settings,
+             "overlap": overlap}, "ticks, and this is a source of bars")
     _import_bars(located, spec, common | for_bars, out, as_json)
 
 
-_DEFAULTS: dict[str, Any] = {"stamp": "auto", "front": "none", "overlap": "refuse"}
+_DEFAULTS: dict[str, Any] = {"stamp": "auto", "front": "none", "overlap": "refuse", "clock": "event",
+                             "max_disorder_ns": 0}
 
 
 def _refuse(options: dict[str, Any], what: str) -> None:

@@ -56,9 +56,9 @@ class Times:
 def resolve_times(files: Sequence[RawFile], options: ImportOptions, spec: Instrument) -> Times:
     """Times of all files' rows, in order."""
     notes: list[str] = []
-    local, zoned, swapped, is_utc = _read_clock(files, options, notes)
+    local, zoned, swapped, is_utc = read_clock(files, options, notes)
     sample_width = infer_width(local[local != NO_TIME])
-    zone, stamp = _zone_and_stamp(files[0], local, zoned, is_utc, sample_width, options, spec.session, notes)
+    zone, stamp = zone_and_stamp(files[0], local, zoned, is_utc, sample_width, options, spec.session, notes)
     ts, ambiguous = (local.copy(), 0) if zone == "UTC" else to_utc(np.where(zoned, NO_TIME, local), zone)
     ts[zoned] = local[zoned]
     nonexistent = (ts == NO_TIME) & (local != NO_TIME)
@@ -73,18 +73,17 @@ def resolve_times(files: Sequence[RawFile], options: ImportOptions, spec: Instru
     return Times(ts, local, swapped, nonexistent, width, ambiguous, zone, notes)
 
 
-def _read_clock(files: Sequence[RawFile], options: ImportOptions,
+def read_clock(files: Sequence[RawFile], options: ImportOptions,
                 notes: list[str]) -> tuple[IntArray, BoolArray, BoolArray, bool]:
     """(ns in the file's clock, rows with a written offset, swapped rows, whether the clock is UTC)."""
     kind = files[0].time.type
     n = sum(len(f) for f in files)
     nothing = np.zeros(n, np.bool_)
     if pa.types.is_timestamp(kind):
-        nanos = pa.timestamp("ns", tz=kind.tz)
-        parts = [_int64(_checked(f, pa.types.is_timestamp).cast(nanos, safe=False)) for f in files]
+        parts = [_nanos(_checked(f, pa.types.is_timestamp)) for f in files]
         return np.concatenate(parts), nothing, nothing, kind.tz is not None or _named_utc(files[0])
     if pa.types.is_date(kind):
-        parts = [_int64(_checked(f, pa.types.is_date).cast(pa.timestamp("ns"))) for f in files]
+        parts = [_nanos(_checked(f, pa.types.is_date).cast(pa.timestamp("s"))) for f in files]
         return np.concatenate(parts), nothing, nothing, _named_utc(files[0])
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         numbers = np.concatenate([_checked(f, _is_number).to_numpy().astype(np.float64) for f in files]) \
@@ -116,6 +115,15 @@ def _is_text(kind: pa.DataType) -> bool:
 def _named_utc(file: RawFile) -> bool:
     name = file.time_column.lower()
     return "utc" in name or "gmt" in name
+
+
+def _nanos(column: pa.ChunkedArray) -> IntArray:
+    """Timestamps of any unit in ns, NO_TIME where null or beyond what int64 holds (years 1678 to 2261)."""
+    factor = {"s": SECOND_NS, "ms": 1_000_000, "us": 1_000, "ns": 1}[column.type.unit]
+    values = _int64(column)
+    bound = np.iinfo(np.int64).max // factor
+    fits = (values >= -bound) & (values <= bound)
+    return np.where(fits, np.where(fits, values, 0) * factor, NO_TIME)
 
 
 def _int64(column: pa.ChunkedArray) -> IntArray:
@@ -197,7 +205,7 @@ def _disorder(local: IntArray) -> int:
     return int((steps <= 0).sum() + (steps > 5 * DAY_NS).sum())
 
 
-def _zone_and_stamp(file: RawFile, local: IntArray, zoned: BoolArray, is_utc: bool, width: int,
+def zone_and_stamp(file: RawFile, local: IntArray, zoned: BoolArray, is_utc: bool, width: int,
                     options: ImportOptions, session: Session, notes: list[str]) -> tuple[str, str]:
     zone = options.zone
     if is_utc or bool(zoned[local != NO_TIME].all()):

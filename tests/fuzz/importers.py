@@ -23,7 +23,7 @@ import numpy as np
 
 from algospace.errors import UserError
 from algospace.marketdata import ImportOptions, import_file
-from algospace.marketdata.ticks import TickImportOptions, import_quotes, import_ticks
+from algospace.marketdata.ticks import QuoteImportOptions, TickImportOptions, import_quotes, import_ticks
 from tests.fuzz import mutations
 
 CASES = Path(__file__).parent / "cases"
@@ -84,7 +84,7 @@ def check_ticks(path: Path, share: float) -> None:
 
 
 def check_quotes(path: Path, share: float) -> None:
-    result = import_quotes(path, "ES", TickImportOptions(max_bad_fraction=share))
+    result = import_quotes(path, "ES", QuoteImportOptions(max_bad_fraction=share))
     quotes = result.quotes
     assert (quotes.bid <= quotes.ask).all()
     assert np.isfinite(quotes.bid).all()

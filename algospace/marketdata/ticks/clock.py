@@ -22,7 +22,7 @@ from algospace.marketdata.options import ImportOptions
 from algospace.marketdata.raw import RawFile
 from algospace.marketdata.ticks.files import TradeFile, decoded, instants
 from algospace.marketdata.ticks.options import SourceOptions
-from algospace.marketdata.times import _read_clock, _zone_and_stamp
+from algospace.marketdata.times import read_clock, zone_and_stamp
 from algospace.marketdata.timestamps import NO_TIME
 from algospace.types import MINUTE_NS, BoolArray, IntArray
 
@@ -55,7 +55,7 @@ def read_instants(files: Sequence[TradeFile], role: str, options: SourceOptions,
     if not raw:
         nothing = np.zeros(0, np.int64)
         return Instants(nothing, nothing != 0, nothing != 0, 0, 0, "UTC", notes)
-    local, zoned, swapped, is_utc = _read_clock(raw, ImportOptions(dates=options.dates), notes)
+    local, zoned, swapped, is_utc = read_clock(raw, ImportOptions(dates=options.dates), notes)
     local = np.where(local <= 0, NO_TIME, local)  # 1970 and before: a missing time written as zero
     zone = _zone(role, raw[0], local, zoned, is_utc, options, spec, notes)
     if zone == "UTC":
@@ -94,7 +94,7 @@ def _zone(role: str, first: RawFile, local: IntArray, zoned: BoolArray, is_utc: 
     if not known.any():
         return given or "UTC"
     asked = ImportOptions(zone=given, stamp="open")
-    return _zone_and_stamp(first, local, zoned, is_utc, MINUTE_NS, asked, spec.session, notes)[0]
+    return zone_and_stamp(first, local, zoned, is_utc, MINUTE_NS, asked, spec.session, notes)[0]
 
 
 def local_to_utc(local: IntArray, zone: str) -> tuple[IntArray, int]:
