@@ -25,9 +25,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from algospace.features.bar_frames import BarSeries
+from algospace.features.book import book_columns
 from algospace.features.clock_bars import base_and_slow_bars
+from algospace.features.flow import flow_columns
 from algospace.features.tick_bars import BarBuilder, build_bars
-from algospace.types import MINUTE_NS, Ticks
+from algospace.types import MINUTE_NS, Quotes, Ticks
 
 REPEATS = 7
 SYNTHETIC = 20_000_000
@@ -65,6 +67,12 @@ def report(name: str, ticks: Ticks) -> None:
     for text, frames in OTHERS.items():
         seconds, _ = best(lambda frames=frames: build_bars(ticks, frames))  # type: ignore[misc]
         show(f"build_bars {text}", n, seconds)
+    rows = bars["5m"].ts_close
+    seconds, _ = best(lambda: flow_columns(ticks, rows, WIDTHS["5m"], sides="tick_rule"), 2)
+    show("flow_columns, tick rule", n, seconds)
+    quotes = Quotes(ticks.ts, ticks.price - 0.25, ticks.price, ticks.size, ticks.size[::-1])
+    seconds, _ = best(lambda: book_columns(quotes, rows, WIDTHS["5m"]), 2)
+    show("book_columns", n, seconds)
 
 
 def show(what: str, n: int, seconds: float, ours: float | None = None) -> None:

@@ -88,12 +88,12 @@ class BarFrame:
         return f"{self.width_ns // _UNITS[unit]}{unit}"
 
 
-def as_frames(frames: Sequence[BarFrame | str]) -> tuple[BarFrame, ...]:
-    """Frames given as such or as text; ConfigError if there is none or one is there twice."""
-    found = tuple(BarFrame.parse(frame) if isinstance(frame, str) else frame for frame in frames)
-    names = [frame.name for frame in found]
-    if not names or len(set(names)) != len(names):
-        raise ConfigError(f"bar frames {names or 'empty'}: give at least one, each once")
+def as_frames(frames: Sequence[BarFrame | str]) -> dict[str, BarFrame]:
+    """Frames by name, the text itself where they are given as text; ConfigError if none, or one is there twice."""
+    found = {frame if isinstance(frame, str) else frame.name: BarFrame.parse(frame) if isinstance(frame, str)
+             else frame for frame in frames}  # fmt: skip
+    if not frames or len(set(found.values())) != len(frames):
+        raise ConfigError(f"bar frames {list(found) or 'empty'}: give at least one, each once")
     return found
 
 

@@ -11,8 +11,8 @@ update everything is NaN but the counts.
     book_bid_depth, book_ask_depth                 sizes at the best prices
     book_imbalance     (bid depth - ask depth) / (bid depth + ask depth), 0 without depth
     book_microprice_offset   (bid · ask depth + ask · bid depth) / (bid depth + ask depth) - mid: the
-                       size-weighted midpoint, which Stoikov (The Micro-Price, Quantitative Finance 18, 2018) starts from; his
-                       correction by a fitted transition matrix is not applied
+                       size-weighted midpoint, from which Stoikov (The Micro-Price, Quantitative Finance 18,
+                       2018) starts; his correction by a fitted transition matrix is not applied
     book_ofi           order-flow imbalance of Cont, Kukanov and Stoikov (2014), summed over the bar's updates
 An unknown size stands for the last known one. The last five columns exist only where sizes do.
 """

@@ -104,16 +104,16 @@ def resample(bars: Bars, frames: Sequence[BarFrame | str]) -> dict[str, BarSerie
     row, ConfigError a width that source bars do not fit into.
     """
     found: dict[str, BarSeries] = {}
-    for frame in as_frames(frames):
+    for name, frame in as_frames(frames).items():
         if frame.kind != "clock":
-            raise ConfigError(f"bars {frame.name} need ticks; source bars give clock bars only")
+            raise ConfigError(f"bars {name} need ticks; source bars give clock bars only")
         check_bars(bars, frame.width_ns)
         state = new_states([frame])
         out = np.zeros(len(bars), TICK_BAR)
         prices = [np.array(column, np.float64) for column in (bars.open, bars.high, bars.low, bars.close)]
         n = _resample(state, out, bars.width_ns, np.array(bars.ts_open, np.int64), prices[0], prices[1], prices[2],
                       prices[3], np.array(bars.volume, np.float64), np.array(bars.contract, np.int32))  # fmt: skip
-        found[frame.name] = BarSeries.of_records(frame, [out[:n]], state[0])
+        found[name] = BarSeries.of_records(frame, [out[:n]], state[0])
     return found
 
 

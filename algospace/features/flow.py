@@ -62,7 +62,8 @@ class FlowState:
     that closed it (or of the next tick, where the clock closed it).
 
     sides, quotes: what the ticks have (see `sides_of`); they decide the `columns`. instrument: its tick size and
-    trading day; without one spreads are in points only and days are those of UTC.
+    trading day; without one spreads are in points only and days are those of UTC. `params`, `trade`
+    and `bars` are what the compiled steps work on.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class FlowState:
         zone = instrument.session.zone if instrument else "UTC"
         start_hour = instrument.session.day_start_hour if instrument else 0
         starts, offsets = utc_offsets(zone)
-        self._params = kernels.FlowParams(
+        self.params = kernels.FlowParams(
             width_ns, _SIDES[sides], max_disorder_ns, grace_ns, instrument.tick_size if instrument else 1.0,
             starts, offsets, (24 - start_hour) % 24 * HOUR_NS,
         )  # fmt: skip
@@ -84,18 +85,18 @@ class FlowState:
         absent |= set() if instrument else {"spread_close_ticks"}
         self.columns = tuple(name for name in kernels.COLUMNS if name not in absent)
         self._places = [kernels.COLUMNS.index(name) for name in self.columns]
-        self._trade, self._bars = _new_state()
+        self.trade, self.bars = _new_state()
         self._row = np.empty(len(kernels.COLUMNS))
 
     @property
     def late(self) -> int:
         """Trades dropped because their bar had closed, they were out of order or received too late."""
-        return int(self._trade["late"][0])
+        return int(self.trade["late"][0])
 
     @property
     def invalid(self) -> int:
         """Trades dropped because a price or size broke a rule."""
-        return int(self._trade["invalid"][0])
+        return int(self.trade["invalid"][0])
 
     def push(
         self, ts: int, price: float, size: float = float("nan"), bid: float = float("nan"),
@@ -103,16 +104,20 @@ class FlowState:
     ) -> bool:  # fmt: skip
         """Take one trade; whether it was accepted."""
         return bool(
-            kernels.push_one(self._trade, self._bars, self._params, ts, float(price), float(size), float(bid),
+            kernels.push_one(self.trade, self.bars, self.params, ts, float(price), float(size), float(bid),
                              float(ask), aggressor, ts if ts_recv is None else ts_recv, contract)
         )  # fmt: skip
 
     def close(self, ts_close: int) -> dict[str, float]:
         """The columns of the base row at `ts_close`; ValueError if trades of a later bar were pushed before."""
         self._require_grid(np.array([ts_close]))
-        if not kernels.close_one(self._trade, self._bars, self._params, ts_close, self._row):
+        if not kernels.close_one(self.trade, self.bars, self.params, ts_close, self._row):
             raise ValueError(f"row {ts_close} was closed after trades of a later bar; close rows first, then push")
-        return dict(zip(self.columns, self._row[self._places].tolist(), strict=True))
+        return self.values(self._row)
+
+    def values(self, row: FloatArray) -> dict[str, float]:
+        """The columns by name, of a row in the order of `flow_kernels.COLUMNS`."""
+        return dict(zip(self.columns, row[self._places].tolist(), strict=True))
 
     def extend(self, ticks: Ticks, ts_close: IntArray) -> dict[str, FloatArray]:
         """A block of trades and the rows (n,) that they close, in compiled code; column -> (n,)."""
@@ -121,7 +126,7 @@ class FlowState:
         out = np.empty((closes.size, len(kernels.COLUMNS)))
         absent = np.zeros(0)
         bad = kernels.run(
-            self._trade, self._bars, self._params, plain(ticks.ts, np.int64), plain(ticks.price, np.float64),
+            self.trade, self.bars, self.params, plain(ticks.ts, np.int64), plain(ticks.price, np.float64),
             plain(ticks.size, np.float64), plain(absent if ticks.bid is None else ticks.bid, np.float64),
             plain(absent if ticks.ask is None else ticks.ask, np.float64),
             plain(absent if ticks.aggressor is None else ticks.aggressor, np.int8),
@@ -134,11 +139,11 @@ class FlowState:
         return {name: out[:, place].copy() for name, place in zip(self.columns, self._places, strict=True)}
 
     def _require_grid(self, ts_close: AnyArray) -> None:
-        before = np.concatenate([self._trade["end"], ts_close[:-1]])
-        off = (ts_close % self._params.width != 0) | (ts_close <= before)
+        before = np.concatenate([self.trade["end"], ts_close[:-1]])
+        off = (ts_close % self.params.width != 0) | (ts_close <= before)
         if ts_close.size and off.any():
             row = int(np.argmax(off))
-            rule = f"ts_close {ts_close[row]} is off the grid of {self._params.width} ns or not later than before"
+            rule = f"ts_close {ts_close[row]} is off the grid of {self.params.width} ns or not later than before"
             raise InputError("base rows", rule, "give the base rows of the same width", row=row)
 
     def snapshot(self) -> bytes:
@@ -148,13 +153,13 @@ class FlowState:
     def restore(self, snapshot: bytes) -> None:
         """Continue from `snapshot`; SchemaError if it belongs to other settings."""
         arrays = unpack_arrays(self._identity(), snapshot, "flow state", self._parts())
-        self._trade[:], self._bars[:] = arrays["trade"], arrays["bars"]
+        self.trade[:], self.bars[:] = arrays["trade"], arrays["bars"]
 
     def _parts(self) -> dict[str, AnyArray]:
-        return {"trade": self._trade, "bars": self._bars}
+        return {"trade": self.trade, "bars": self.bars}
 
     def _identity(self) -> dict[str, Any]:
-        p = self._params
+        p = self.params
         return {"flow": FLOW_VERSION, "symbol": self._symbol, "columns": list(self.columns), "sides": p.sides,
                 "width_ns": p.width, "grace_ns": p.grace, "max_disorder_ns": p.max_disorder}  # fmt: skip
 

@@ -49,8 +49,8 @@ class BarBuilder:
     def __init__(
         self, frames: Sequence[BarFrame | str], *, max_disorder_ns: int = 0, adjust: bool = True
     ) -> None:
-        self.frames = as_frames(frames)
-        self.names = tuple(frame.name for frame in self.frames)
+        named = as_frames(frames)
+        self.names, self.frames = tuple(named), tuple(named.values())
         self.rows = 0
         self._max_disorder, self._adjust = max_disorder_ns, adjust
         if max_disorder_ns < 0:
@@ -68,6 +68,11 @@ class BarBuilder:
     def invalid(self) -> dict[str, int]:
         """Ticks dropped by each frame because a price or size broke a rule."""
         return dict(zip(self.names, self._states["invalid"].tolist(), strict=True))
+
+    @property
+    def accepted(self) -> list[bool]:
+        """By frame, whether it took the last tick that was given to `push`."""
+        return [bool(state["started"] and state["last_row"] == self.rows - 1) for state in self._states]
 
     def push(self, ts: int, price: float, size: float = float("nan"), contract: int = 0) -> list[ClosedBar]:
         """Take one tick (size NaN where unknown); the bars that it closes, in the order of the frames."""
@@ -107,8 +112,8 @@ class BarBuilder:
                 parts[k].append(out[k, :n].copy())
         self.rows += ts.size
         return {
-            frame.name: BarSeries.of_records(frame, parts[k], self._states[k])
-            for k, frame in enumerate(self.frames)
+            name: BarSeries.of_records(self.frames[k], parts[k], self._states[k])
+            for k, name in enumerate(self.names)
         }
 
     def _require_sizes(self, ticks: Ticks) -> None:
@@ -130,15 +135,15 @@ class BarBuilder:
         return {"states": self._states, "rows": np.array([self.rows])}
 
     def _identity(self) -> dict[str, Any]:
-        multipliers = [frame.multiplier for frame in self.frames]
-        return {"bars": _SNAPSHOT_VERSION, "frames": list(self.names), "multipliers": multipliers,
+        frames = [[frame.name, frame.multiplier] for frame in self.frames]
+        return {"bars": _SNAPSHOT_VERSION, "frames": frames,
                 "max_disorder_ns": self._max_disorder, "adjust": self._adjust}  # fmt: skip
 
 
 def build_bars(
     ticks: Ticks, frames: Sequence[BarFrame | str], *, max_disorder_ns: int = 0, adjust: bool = True
 ) -> dict[str, BarSeries]:
-    """Bars of every frame from a history of ticks in one pass, by name of the frame.
+    """Bars of every frame from a history of ticks in one pass, by name of the frame (as written, if as text).
 
     InputError if volume or dollar bars are asked of ticks without sizes; ConfigError for an impossible frame.
     """

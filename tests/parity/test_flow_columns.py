@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from algospace.errors import ConfigError, InputError, SchemaError
 from algospace.features.clock_bars import base_and_slow_bars
-from algospace.features.flow import FlowState, flow_columns, state_for
+from algospace.features.flow import FlowState, flow_columns, sides_of, state_for
+from algospace.features.flow_bars import FlowBarBuilder, with_flow
 from algospace.features.tick_bars import BarBuilder, build_bars
 from algospace.instruments import instrument
 from algospace.types import MINUTE_NS, SECOND_NS, Ticks
@@ -121,7 +122,7 @@ def test_tick_by_tick_equals_batch_to_the_bit(seed, disorder, quotes, sizes, sid
             state.restore(snapshot)
         tick = {name: column[i].item() for name, column in in_order.items()}
         probe = FlowState(WIDTH, max_disorder_ns=disorder)  # an accepted trade closes rows before it counts
-        probe._trade[:], probe._bars[:] = state._trade, state._bars
+        probe.trade[:], probe.bars[:] = state.trade, state.bars
         if probe.push(tick["ts"], tick["price"], tick["size"], ts_recv=tick["ts_recv"]):
             while due and due[0] <= tick["ts"]:
                 found.append(state.close(int(due.pop(0))))
@@ -143,6 +144,30 @@ def test_flow_counts_the_trades_of_the_bars(seed, disorder):
     assert (flow["vwap"][known] <= series.high[known] * (1 + 1e-12)).all()
     assert (flow["vwap"][known] >= series.low[known] * (1 - 1e-12)).all()
     np.testing.assert_array_equal(flow["signed_volume"], flow["buy_volume"] - flow["sell_volume"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0, 100 * SECOND_NS]), st.sampled_from(["auto", "tick_rule"]),
+       st.sampled_from(["5m", "1h", "tick:1", "tick:17", "volume:40", "dollar:90000"]))  # fmt: skip
+def test_bars_of_any_frame_carry_the_flow_of_their_trades(seed, disorder, sides, frame):
+    ticks = random_ticks(seed)
+    series = build_bars(ticks, [frame], max_disorder_ns=disorder)[frame]
+    series = with_flow(ticks, series, NQ, sides=sides, max_disorder_ns=disorder)
+    builder = FlowBarBuilder(frame, sides_of(ticks, sides), True, NQ, max_disorder_ns=disorder)
+    found = []
+    for i in range(len(ticks)):
+        tick = {name: column[i].item() for name, column in ticks.columns().items() if name != "ts_recv"}
+        found += builder.push(**tick)
+    assert len(found) == len(series)
+    np.testing.assert_array_equal(series.flow["trade_count"], series.count)
+    np.testing.assert_array_equal(series.ts_close, [bar.ts_close for bar, _ in found])
+    for name, column in series.flow.items():
+        np.testing.assert_array_equal(column, [flow[name] for _, flow in found], err_msg=name)
+    if frame == "5m":
+        everything = Ticks(**{**ticks.columns(), "ts_recv": None})
+        beside = flow_columns(everything, series.ts_close, WIDTH, NQ, sides=sides, max_disorder_ns=disorder)
+        for name, column in beside.items():
+            np.testing.assert_array_equal(series.flow[name], column, err_msg=name)
 
 
 def test_a_live_chain_of_bars_and_flow():
