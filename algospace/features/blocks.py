@@ -10,7 +10,8 @@ build that is killed anywhere continues after its last complete block, and the r
 next build of the same folder keeps all blocks up to the first one whose source has changed.
 
 The state holds all that the indicators remember. All of it has a fixed size but for MLMI's stored points, which
-grow with history by definition: about 150 bytes for each crossing of its averages, 2.6 MB over eleven years.
+grow with history by definition: 20 bytes for each crossing of its averages, and as much again for scratch, so that
+the state of a month of NQ takes 0.2 MB and that of eleven years 0.6 MB (0.18 MB on disk).
 """
 
 from __future__ import annotations

@@ -163,6 +163,20 @@ def test_a_local_cluster_is_started_and_stopped_quietly(markets: list[Path], tmp
     assert len(done.stderr.splitlines()) <= 3, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_running_cluster_is_joined_and_left_running(markets: list[Path], tmp_path: Path) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    code = _DRIVER.replace("if block.number == 2:\n        os.kill(os.getpid(), signal.SIGKILL)", "pass")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(markets[0])], cwd=REPOSITORY,
+                          env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(read_blocks(tmp_path / markets[0].name), build(rolling_bars(1), SYNTH, LEAN))
+    assert ray.cluster_resources()["CPU"] == 2  # and it still answers
+
+
 def test_jobs_are_planned_over_catalogs_and_folders(markets: list[Path], tmp_path: Path) -> None:
     planned = plan_jobs(markets[0].parent, "SYNTH", tmp_path)
     assert [(job.name, job.source) for job in planned] == [("SYNTH", markets[0].parent)]
