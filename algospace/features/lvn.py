@@ -14,8 +14,11 @@ Ties go to the lower price; profile heights closer than 1e-12 of the POC are equ
 nothing. Without volume (NaN anywhere in the window, or none traded in it) every tick touched counts one: time
 at price (TPO).
 
-Contract: `state = new_state(tick_size)`, then `update(state, high, low, close, volume, out)` once for every
-30-minute bar writes `COLUMNS` into `out` (float64, NaN during the first WINDOW - 1 bars). The state is a tuple
+Prices are roll-adjusted, so a tick of the present contract is tick_size times the roll factor: then the columns of
+a history that starts later, with another factor, are the same but for scale.
+
+Contract: `state = new_state(tick_size)`, then `update(state, high, low, close, volume, factor, out)` once for
+every 30-minute bar writes `COLUMNS` into `out` (float64, NaN in the first WINDOW - 1 bars). The state is a tuple
 of arrays: copying them is a snapshot. Calls must run in order of time; nothing is read that the bar's close
 does not know.
 """
@@ -44,14 +47,16 @@ _TAPS = np.exp(-0.5 * (np.arange(RADIUS + 1) / SIGMA) ** 2)
 _TAPS /= _TAPS[0] + 2.0 * _TAPS[1:].sum()
 
 # Places in `LvnState.grid` and `LvnState.counts`.
-_TICK, _START, _WIDTH = 0, 1, 2
+_TICK, _START, _WIDTH, _UNIT = 0, 1, 2, 3
 _SEEN, _BINS, _AGE, _TPO = 0, 1, 2, 3
 
 
 class LvnState(NamedTuple):
     """low, high, volume: ring of the last WINDOW bars, slot = bar number mod WINDOW. grid: tick size, start and
-    width of the bins. counts: bars seen, bins in use, bars since the profile was summed anew, whether the profile
-    counts time. profile, smooth: (MAX_BINS + 2,) heights per bin; padded: the profile with its reflected ends."""
+    width of the bins, tick size times roll factor. counts: bars seen, bins in use, bars since the profile was
+    summed anew, whether the profile counts time. profile, smooth: (MAX_BINS + 2,) heights per bin; padded: the
+    profile with its reflected ends.
+    """
 
     low: FloatArray
     high: FloatArray
@@ -67,14 +72,16 @@ def new_state(tick_size: float) -> LvnState:
     """State before the first bar; `tick_size` in price points, > 0."""
     if not tick_size > 0.0:
         raise ValueError(f"tick_size must be positive, got {tick_size}")
-    grid = np.array([tick_size, np.nan, np.nan])
+    grid = np.array([tick_size, np.nan, np.nan, np.nan])
     return LvnState(np.zeros(WINDOW), np.zeros(WINDOW), np.zeros(WINDOW), grid, np.zeros(4, np.int64),
                     np.zeros(MAX_BINS + 2), np.zeros(MAX_BINS + 2), np.zeros(MAX_BINS + 2 + 2 * RADIUS))
 
 
 @nb.njit(cache=True)
-def update(state: LvnState, high: float, low: float, close: float, volume: float, out: FloatArray) -> None:
-    """Take one 30-minute bar and write `COLUMNS` into `out` (5,)."""
+def update(
+    state: LvnState, high: float, low: float, close: float, volume: float, factor: float, out: FloatArray
+) -> None:
+    """Take one 30-minute bar, its prices adjusted by `factor`, and write `COLUMNS` into `out` (5,)."""
     slot = state.counts[_SEEN] % WINDOW
     old_low, old_high, old_volume = state.low[slot], state.high[slot], state.volume[slot]
     state.low[slot], state.high[slot], state.volume[slot] = low, high, volume
@@ -82,7 +89,7 @@ def update(state: LvnState, high: float, low: float, close: float, volume: float
     out[:] = np.nan
     if state.counts[_SEEN] < WINDOW:
         return
-    if _regrid(state):
+    if _regrid(state, state.grid[_TICK] * factor):
         _rebuild(state)
     else:
         _spread(state, old_low, old_high, old_volume, -1.0)
@@ -95,22 +102,22 @@ def update(state: LvnState, high: float, low: float, close: float, volume: float
 
 
 @nb.njit(cache=True)
-def _regrid(state: LvnState) -> bool:
-    """Fit the bins to the window; True if the profile must be summed anew."""
+def _regrid(state: LvnState, tick: float) -> bool:
+    """Fit the bins to the window; True if the profile must be summed anew. `tick` in adjusted points."""
     start, top, traded = np.inf, -np.inf, 0.0
     for i in range(WINDOW):
         start = min(start, state.low[i])
         top = max(top, state.high[i])
         traded += state.volume[i]
     tpo = 0 if traded > 0.0 else 1  # NaN, too, is not > 0
-    tick, span = state.grid[_TICK], top - start
+    span = top - start
     width = max(tick, span / MAX_BINS)
     bins = MAX_BINS if width > tick else int(np.floor(span / width + _EDGE)) + 1
-    same = start == state.grid[_START] and width == state.grid[_WIDTH]
+    same = start == state.grid[_START] and width == state.grid[_WIDTH] and tick == state.grid[_UNIT]
     same = same and bins == state.counts[_BINS] and tpo == state.counts[_TPO]
     if same and state.counts[_AGE] < _REBUILD:
         return False
-    state.grid[_START], state.grid[_WIDTH] = start, width
+    state.grid[_START], state.grid[_WIDTH], state.grid[_UNIT] = start, width, tick
     state.counts[_BINS], state.counts[_TPO] = bins, tpo
     return True
 
@@ -131,7 +138,7 @@ def _spread(state: LvnState, low: float, high: float, volume: float, sign: float
     ceil((b + 1 - first) / step), and bins get differences of these counts.
     """
     width, last = state.grid[_WIDTH], state.counts[_BINS] - 1
-    ticks = int(np.floor((high - low) / state.grid[_TICK] + 0.5)) + 1
+    ticks = int(np.floor((high - low) / state.grid[_UNIT] + 0.5)) + 1
     weight = sign if state.counts[_TPO] else sign * volume / ticks
     if weight == 0.0:
         return

@@ -183,7 +183,7 @@ def _slow_row(state: Any, params: Any, bar: Any, out: Any) -> None:
     nwrqk.update(state.nwrqk, source, row[NWRQK_AT:MLMI_AT])
     mlmi.update(state.mlmi, params.mlmi_k, source, row[MLMI_AT : MLMI_SIGNAL_AT + 1])
     if params.regime:
-        lvn.update(state.lvn, bar.high, bar.low, bar.close, bar.volume, row[LVN_AT:MMD_AT])
+        lvn.update(state.lvn, bar.high, bar.low, bar.close, bar.volume, bar.factor, row[LVN_AT:MMD_AT])
         mmd.update(state.mmd, bar.high, bar.low, bar.close, bar.volume, row[MMD_AT:REGIME_END])
     i = out.size[1]
     out.ts_close_30m[i] = bar.end

@@ -16,9 +16,9 @@ TIE = 1e-12
 
 
 @nb.njit
-def _drive(state, high, low, close, volume, out):
+def _drive(state, high, low, close, volume, out, factor=1.0):
     for i in range(close.size):
-        lvn.update(state, high[i], low[i], close[i], volume[i], out[i])
+        lvn.update(state, high[i], low[i], close[i], volume[i], factor, out[i])
 
 
 def run(high: FloatArray, low: FloatArray, close: FloatArray, volume: FloatArray, tick: float) -> FloatArray:
@@ -172,3 +172,26 @@ def test_the_state_can_be_copied_and_continued() -> None:
 def test_a_tick_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="tick_size must be positive"):
         lvn.new_state(0.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.5, 2.0), st.floats(2e-5, 2e-3))
+def test_columns_of_adjusted_prices_differ_in_scale_only(seed: int, factor: float, volatility: float) -> None:
+    """A tick of the present contract is tick_size · factor: a history that starts later says the same."""
+    high, low, close, volume = bars(seed, 400, 0.25, volatility)
+    plain = run(high, low, close, volume, 0.25)
+    out = np.empty_like(plain)
+    _drive(lvn.new_state(0.25), high * factor, low * factor, close * factor, volume, out, factor)
+    scale = np.array([factor, 1.0, factor, 1.0, 1.0])
+    np.testing.assert_allclose(out[lvn.WINDOW:], plain[lvn.WINDOW:] * scale, rtol=1e-7, atol=1e-7)
+
+
+def test_the_profile_is_summed_anew_where_the_tick_changes() -> None:
+    """After a roll the whole window is counted in ticks of the new contract."""
+    high, low, close, volume = bars(3, 500, 0.25, 5e-5)
+    state, fresh = lvn.new_state(0.25), lvn.new_state(0.25)
+    out, expected = np.empty((500, len(lvn.COLUMNS))), np.empty((500, len(lvn.COLUMNS)))
+    _drive(state, high[:300], low[:300], close[:300], volume[:300], out[:300], 1.0)
+    _drive(state, high[300:], low[300:], close[300:], volume[300:], out[300:], 1.1)
+    _drive(fresh, high, low, close, volume, expected, 1.1)
+    np.testing.assert_allclose(out[300:], expected[300:], rtol=1e-9, atol=1e-9)
