@@ -13,7 +13,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from algospace.features.library.windows import ema
+from algospace.features.library.windows import ema, higher, lower
 from algospace.types import AnyArray
 
 SLOTS = 32  # a power of two above the oldest bar needed
@@ -98,41 +98,31 @@ def _moments(v: Any, t: int) -> None:
 
 
 @nb.njit(cache=True, error_model="numpy")
-def _higher(a: float, b: float) -> float:
-    return a if a > b else b
-
-
-@nb.njit(cache=True, error_model="numpy")
-def _lower(a: float, b: float) -> float:
-    return a if a < b else b
-
-
-@nb.njit(cache=True, error_model="numpy")
 def _extremes(v: Any, t: int) -> None:
     history = v.history
     now = history[t & _MASK]
     b1, b2, b4 = history[(t - 1) & _MASK], history[(t - 2) & _MASK], history[(t - 4) & _MASK]
     b8, b16 = history[(t - 8) & _MASK], history[(t - 16) & _MASK]
     now.h1, now.l1, now.x1, now.n1 = v.high, v.low, float(t), float(t)
-    now.h2, now.l2 = _higher(now.h1, b1.h1), _lower(now.l1, b1.l1)
+    now.h2, now.l2 = higher(now.h1, b1.h1), lower(now.l1, b1.l1)
     now.x2, now.n2 = now.x1 if now.h1 >= b1.h1 else b1.x1, now.n1 if now.l1 <= b1.l1 else b1.n1
-    now.h4, now.l4 = _higher(now.h2, b2.h2), _lower(now.l2, b2.l2)
+    now.h4, now.l4 = higher(now.h2, b2.h2), lower(now.l2, b2.l2)
     now.x4, now.n4 = now.x2 if now.h2 >= b2.h2 else b2.x2, now.n2 if now.l2 <= b2.l2 else b2.n2
-    now.h8, now.l8 = _higher(now.h4, b4.h4), _lower(now.l4, b4.l4)
+    now.h8, now.l8 = higher(now.h4, b4.h4), lower(now.l4, b4.l4)
     now.x8, now.n8 = now.x4 if now.h4 >= b4.h4 else b4.x4, now.n4 if now.l4 <= b4.l4 else b4.n4
-    now.h16, now.l16 = _higher(now.h8, b8.h8), _lower(now.l8, b8.l8)
+    now.h16, now.l16 = higher(now.h8, b8.h8), lower(now.l8, b8.l8)
     now.x16, now.n16 = now.x8 if now.h8 >= b8.h8 else b8.x8, now.n8 if now.l8 <= b8.l8 else b8.n8
-    now.h32, now.l32 = _higher(now.h16, b16.h16), _lower(now.l16, b16.l16)
-    v.high_9, v.low_9 = _higher(now.h8, b1.h8), _lower(now.l8, b1.l8)
+    now.h32, now.l32 = higher(now.h16, b16.h16), lower(now.l16, b16.l16)
+    v.high_9, v.low_9 = higher(now.h8, b1.h8), lower(now.l8, b1.l8)
     old = history[(t - 6) & _MASK]
-    v.high_14, v.low_14 = _higher(now.h8, old.h8), _lower(now.l8, old.l8)
-    v.high_20, v.low_20 = _higher(now.h16, b4.h16), _lower(now.l16, b4.l16)
+    v.high_14, v.low_14 = higher(now.h8, old.h8), lower(now.l8, old.l8)
+    v.high_20, v.low_20 = higher(now.h16, b4.h16), lower(now.l16, b4.l16)
     old = history[(t - 10) & _MASK]
-    v.high_26, v.low_26 = _higher(now.h16, old.h16), _lower(now.l16, old.l16)
+    v.high_26, v.low_26 = higher(now.h16, old.h16), lower(now.l16, old.l16)
     v.high_26_at = now.x16 if now.h16 >= old.h16 else old.x16
     v.low_26_at = now.n16 if now.l16 <= old.l16 else old.n16
     old = history[(t - 18) & _MASK]
-    v.high_50, v.low_50 = _higher(now.h32, old.h32), _lower(now.l32, old.l32)
+    v.high_50, v.low_50 = higher(now.h32, old.h32), lower(now.l32, old.l32)
 
 
 @nb.njit(cache=True, error_model="numpy")

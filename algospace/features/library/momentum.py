@@ -9,7 +9,18 @@ import numpy as np
 
 from algospace.features.library.column import Column
 from algospace.features.library.core import close_ago
-from algospace.features.library.windows import LEVELS, SLOTS, ema, push_sums, rma, sum_7, sum_14, sum_28
+from algospace.features.library.windows import (
+    LEVELS,
+    SLOTS,
+    ema,
+    higher,
+    lower,
+    push_sums,
+    rma,
+    sum_7,
+    sum_14,
+    sum_28,
+)
 from algospace.types import AnyArray, FloatArray
 
 _FAMILY = "momentum"
@@ -138,13 +149,13 @@ def _stochastic_rsi(s: Any, rsi: Any, t: int, value: float, out: FloatArray) -> 
     rsi[0, now, 0] = rsi[0, now, 1] = value
     for level in range(3):
         before = (t - (1 << level)) & (SLOTS - 1)
-        high = max(high, rsi[level, before, 0])
-        low = min(low, rsi[level, before, 1])
+        high = higher(high, rsi[level, before, 0])
+        low = lower(low, rsi[level, before, 1])
         rsi[level + 1, now, 0] = high
         rsi[level + 1, now, 1] = low
     before = (t - 6) & (SLOTS - 1)
-    high = max(high, rsi[3, before, 0])
-    low = min(low, rsi[3, before, 1])
+    high = higher(high, rsi[3, before, 0])
+    low = lower(low, rsi[3, before, 1])
     k = 100.0 * (value - low) / (high - low) if high - low > _NOISE else 0.0
     out[0] = k
     out[1] = (k + s.rsi_k1 + s.rsi_k2) / 3.0
@@ -153,15 +164,11 @@ def _stochastic_rsi(s: Any, rsi: Any, t: int, value: float, out: FloatArray) -> 
 
 @nb.njit(cache=True, error_model="numpy")
 def _push(s: Any, v: Any, sums: Any, typical: float) -> None:
-    now = v.t & (SLOTS - 1)
     moved = typical - s.typical if v.t > 0 else 0.0
     s.typical = typical
     flow = typical * v.volume
-    sums[0, now, _RISING] = flow if moved > 0.0 else 0.0
-    sums[0, now, _FALLING] = flow if moved < 0.0 else 0.0
-    sums[0, now, _PRESSURE] = v.close - (v.low if v.low < v.last_close else v.last_close)
-    sums[0, now, _RANGE] = v.true_range
-    push_sums(sums, v.t)
+    pressure = v.close - (v.low if v.low < v.last_close else v.last_close)
+    push_sums(sums, v.t, 0, flow if moved > 0.0 else 0.0, flow if moved < 0.0 else 0.0, pressure, v.true_range)
 
 
 @nb.njit(cache=True, error_model="numpy")

@@ -9,7 +9,7 @@ import numpy as np
 
 from algospace.features.library.column import Column
 from algospace.features.library.core import close_ago
-from algospace.features.library.windows import ema, rma
+from algospace.features.library.windows import ema, higher, lower, rma
 from algospace.types import AnyArray, FloatArray
 
 _FAMILY = "trend"
@@ -167,25 +167,25 @@ def _parabolic(s: Any, v: Any) -> float:
     if s.is_long > 0.0:
         if low <= s.sar:
             s.is_long = 0.0
-            stop = max(s.extreme, last_high, high)
+            stop = higher(higher(s.extreme, last_high), high)
             s.step, s.extreme = _SAR_STEP, low
-            s.sar = max(stop + s.step * (low - stop), last_high, high)
+            s.sar = higher(higher(stop + s.step * (low - stop), last_high), high)
             return stop
         stop = s.sar
         if high > s.extreme:
             s.extreme = high
-            s.step = min(s.step + _SAR_STEP, _SAR_MAXIMUM)
-        s.sar = min(stop + s.step * (s.extreme - stop), last_low, low)
+            s.step = lower(s.step + _SAR_STEP, _SAR_MAXIMUM)
+        s.sar = lower(lower(stop + s.step * (s.extreme - stop), last_low), low)
         return stop
     if high >= s.sar:
         s.is_long = 1.0
-        stop = min(s.extreme, last_low, low)
+        stop = lower(lower(s.extreme, last_low), low)
         s.step, s.extreme = _SAR_STEP, high
-        s.sar = min(stop + s.step * (high - stop), last_low, low)
+        s.sar = lower(lower(stop + s.step * (high - stop), last_low), low)
         return stop
     stop = s.sar
     if low < s.extreme:
         s.extreme = low
-        s.step = min(s.step + _SAR_STEP, _SAR_MAXIMUM)
-    s.sar = max(stop + s.step * (s.extreme - stop), last_high, high)
+        s.step = lower(s.step + _SAR_STEP, _SAR_MAXIMUM)
+    s.sar = higher(higher(stop + s.step * (s.extreme - stop), last_high), high)
     return stop

@@ -96,21 +96,14 @@ def _bands(s: Any, v: Any, out: FloatArray) -> None:
 
 @nb.njit(cache=True, error_model="numpy")
 def _push(sums: Any, v: Any, open_: float) -> None:
-    now = v.t & (SLOTS - 1)
     high = np.log(v.high / open_)
     low = np.log(v.low / open_)
     body = np.log(v.close / open_)
     gap = np.log(open_ / v.last_close) if v.t > 0 else 0.0
     spread = (high - low) * (high - low)
-    sums[0, now, _RANGE] = spread
-    sums[0, now, _GK] = 0.5 * spread - _BODY_WEIGHT * (body * body)
-    sums[0, now, _RS] = high * (high - body) + low * (low - body)
-    sums[0, now, _GAP] = gap
-    sums[0, now, _GAP2] = gap * gap
-    sums[0, now, _BODY] = body
-    sums[0, now, _BODY2] = body * body
-    sums[0, now, _RETURN2] = (gap + body) * (gap + body)
-    push_sums(sums, v.t)
+    push_sums(sums, v.t, _RANGE, spread, 0.5 * spread - _BODY_WEIGHT * (body * body),
+              high * (high - body) + low * (low - body), gap)  # fmt: skip
+    push_sums(sums, v.t, _GAP2, gap * gap, body, body * body, (gap + body) * (gap + body))
 
 
 @nb.njit(cache=True, error_model="numpy")

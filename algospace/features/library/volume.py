@@ -63,13 +63,13 @@ def new_state() -> AnyArray:
 @nb.njit(cache=True, error_model="numpy")
 def update(s: Any, v: Any, session: Any, out: FloatArray) -> None:
     """out as of COLUMNS."""
-    t, now = v.t, v.t & _VOLUME_MASK
-    _lines(s, v, s.sums, out)
+    t = v.t
+    flow = _lines(s, v, out)
     middle = 0.5 * (v.high + v.low)
     moved = middle - s.middle if t > 0 else 0.0
     s.middle = middle
-    s.sums[0, now, _EASE] = moved * (v.high - v.low) * _ARMS / v.volume if v.volume > 0.0 else 0.0
-    push_sums(s.sums, t)
+    ease = moved * (v.high - v.low) * _ARMS / v.volume if v.volume > 0.0 else 0.0
+    push_sums(s.sums, t, 0, flow, ease, 0.0, 0.0)
     out[3] = out[6] = 0.0
     total, squares = _volume_moments(s.volumes, t, v.volume)
     if total > 0.0:
@@ -83,11 +83,10 @@ def update(s: Any, v: Any, session: Any, out: FloatArray) -> None:
 
 
 @nb.njit(cache=True, error_model="numpy")
-def _lines(s: Any, v: Any, sums: Any, out: FloatArray) -> None:
-    """On-balance volume, accumulation/distribution and its oscillator."""
+def _lines(s: Any, v: Any, out: FloatArray) -> float:
+    """On-balance volume, accumulation/distribution and its oscillator; returns the bar's money flow."""
     spread = v.high - v.low
     flow = ((v.close - v.low) - (v.high - v.close)) / spread * v.volume if spread > 0.0 else 0.0
-    sums[0, v.t & _VOLUME_MASK, _FLOWS] = flow
     s.ad += flow
     if v.t == 0:
         s.obv = v.volume
@@ -99,6 +98,7 @@ def _lines(s: Any, v: Any, sums: Any, out: FloatArray) -> None:
     out[0] = s.obv
     out[1] = s.ad
     out[2] = s.fast - s.slow
+    return flow
 
 
 @nb.njit(cache=True, error_model="numpy")

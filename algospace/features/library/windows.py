@@ -18,20 +18,19 @@ _MASK = SLOTS - 1
 
 
 @nb.njit(cache=True, error_model="numpy")
-def push_sums(ring: Any, t: int) -> None:
-    """Fill the sums at bar t; ring (LEVELS, SLOTS, series) holds the new values in ring[0, t % SLOTS].
+def push_sums(ring: Any, t: int, j: int, a: float, b: float, c: float, d: float) -> None:
+    """Take the values a, b, c, d of series j .. j+3 at bar t; ring (LEVELS, SLOTS, series).
 
-    The number of series is a multiple of four.
+    Four at once, and from registers: the compiler then needs one instruction for the four of a level.
     """
     now = t & _MASK
-    for j in range(0, ring.shape[2], 4):
-        # four series at once, loaded before any is stored: the compiler then needs one instruction for four
-        a, b, c, d = ring[0, now, j], ring[0, now, j + 1], ring[0, now, j + 2], ring[0, now, j + 3]
-        for level in range(LEVELS - 1):
-            old = ring[level, (t - (1 << level)) & _MASK]
-            a, b, c, d = a + old[j], b + old[j + 1], c + old[j + 2], d + old[j + 3]
-            new = ring[level + 1, now]
-            new[j], new[j + 1], new[j + 2], new[j + 3] = a, b, c, d
+    new = ring[0, now]
+    new[j], new[j + 1], new[j + 2], new[j + 3] = a, b, c, d
+    for level in range(LEVELS - 1):
+        old = ring[level, (t - (1 << level)) & _MASK]
+        a, b, c, d = a + old[j], b + old[j + 1], c + old[j + 2], d + old[j + 3]
+        new = ring[level + 1, now]
+        new[j], new[j + 1], new[j + 2], new[j + 3] = a, b, c, d
 
 
 @nb.njit(cache=True, error_model="numpy")
@@ -82,3 +81,15 @@ def ema(previous: float, value: float, age: int, period: int) -> float:
 def rma(previous: float, value: float, age: int, period: int) -> float:
     """Wilder's moving average, weight 1/period, see `seeded`."""
     return seeded(previous, value, age, period, 1.0 / period)
+
+
+@nb.njit(cache=True, error_model="numpy")
+def higher(a: float, b: float) -> float:
+    """The larger of two numbers, neither NaN: one instruction, where `max` minds NaN with branches."""
+    return a if a > b else b
+
+
+@nb.njit(cache=True, error_model="numpy")
+def lower(a: float, b: float) -> float:
+    """The smaller of two numbers, neither NaN."""
+    return a if a < b else b
