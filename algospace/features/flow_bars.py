@@ -18,6 +18,7 @@ from algospace.features import flow_kernels as kernels
 from algospace.features.bar_frames import BarFrame, BarSeries
 from algospace.features.flow import FlowState, Sides, state_for
 from algospace.features.tick_bars import BarBuilder, ClosedBar, plain
+from algospace.features.unowned import unowned
 from algospace.instruments import Instrument
 from algospace.types import AnyArray, FloatArray, IntArray, Ticks
 
@@ -54,6 +55,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Bars (n,) of ticks (m,) into out (n, columns); ticks between first and last that the frame dropped are not
     counted, by the rules of `tick_bars_kernels.push`."""
+    state, bars, params = unowned(state), unowned(bars), unowned(params)
     trade = state[0]
     past = kernels.REFUSED
     for j in range(ts_open.size):

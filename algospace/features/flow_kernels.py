@@ -14,6 +14,7 @@ import numpy as np
 
 from algospace.calendars import local_ns
 from algospace.features.bars import NEVER
+from algospace.features.unowned import unowned
 from algospace.types import DAY_NS, AnyArray, FloatArray, IntArray
 
 NO_SIDES, AGGRESSOR, LEE_READY, TICK_RULE = 0, 1, 2, 3  # how a trade's side is found
@@ -147,7 +148,8 @@ def write_row(done: Any, traded: bool, day: int, tick_size: float, out: FloatArr
     out[12] = done.effective_spread
 
 
-@nb.njit(cache=True)
+# Inlined, because every call would copy the parameters with their arrays (half of the time).
+@nb.njit(cache=True, inline="always")
 def accept(trade: Any, bars: Any, params: Any, ts: int, price: float, size: float, received: int) -> int:
     """Start of the bar that takes this trade, or REFUSED, by the rules of `bars.push_tick`.
 
@@ -169,7 +171,7 @@ def accept(trade: Any, bars: Any, params: Any, ts: int, price: float, size: floa
     return start
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def push(
     trade: Any, bars: Any, params: Any, start: int, ts: int, price: float, size: float, bid: float, ask: float,
     aggressor: int, contract: int,
@@ -233,6 +235,7 @@ def run(
 
     state (1,). A row is read before the first accepted trade at or after its end, as by a bar that it closes.
     """
+    state, bars, params = unowned(state), unowned(bars), unowned(params)
     trade = state[0]
     j = 0
     for i in range(ts.size):
