@@ -28,6 +28,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks
 
 clean:
