@@ -94,8 +94,6 @@ def drain(feed: Feed, step: int) -> list[MarketEvent]:
 @pytest.mark.parametrize("name", FEEDS)
 @pytest.mark.parametrize("step", [7 * SECOND_NS, 5 * MINUTE_NS])
 def test_a_feed_keeps_its_promises(name: str, step: int) -> None:
-    if name == "real time" and step < MINUTE_NS:
-        pytest.skip("the same as with the longer step")
     assert len(drain(FEEDS[name](), step)) == {"bars": 2500, "pushed": 30}.get(name, 300)
 
 

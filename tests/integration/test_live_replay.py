@@ -125,7 +125,9 @@ def test_a_shutdown_request_stops_a_replay_behind_its_event_and_it_can_go_on() -
         assert len(taken) == 1234
         kernel.run()
     assert len(taken) == len(data)
-    table = build_from_ticks(data, ES, LEAN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = build_from_ticks(data, ES, LEAN)
     assert_rows_equal([e.row for e in seen.events][: len(table)], table, chain.engine.stream.base_columns)
 
 
