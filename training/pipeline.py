@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 import yaml
 from rich.console import Console
@@ -33,6 +29,7 @@ from algospace.files import write_json, write_text
 from training.config import PHASES, RunConfig
 from training.dataset import Dataset, prepare_dataset
 from training.phases import RUNNERS, PhaseContext
+from training.ray_session import ray_session
 from training.tracking import PhaseRun, Tracker, git_commit
 
 # the number of runners and checkpoints changes no bit of the result
@@ -49,27 +46,6 @@ class PipelineResult:
     phases: dict[str, dict[str, Any]]
     seconds: dict[str, float]
     mlflow_run_id: str
-
-
-@contextmanager
-def ray_session(num_cpus: int = 2) -> Iterator[None]:
-    """A Ray cluster for the block: the one this process already belongs to, or a local one that ends with it."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    for name in ("ray", "ray.rllib"):  # RLlib's advice to its developers is not for our users
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    else:
-        # "local", or Ray joins whatever cluster was last started on this machine; RAY_ADDRESS chooses one
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
-                 logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class _Reporter:

@@ -24,6 +24,7 @@ from typing import Any
 from algospace.errors import ConfigError
 from algospace.features.blocks import Block, BlocksReport, FeatureJob
 from algospace.features.engines import Say, failed, guarded
+from training.ray_session import ray_session
 
 CPUS_VARIABLE = "ALGOSPACE_RAY_CPUS"
 _CPUS = 2
@@ -38,7 +39,7 @@ def run(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
     """
     if not jobs:
         return []
-    with _session(), _streaming(len(jobs)):
+    with ray_session(_local_cpus()), _streaming(len(jobs)):
         return _run(list(jobs), say)
 
 
@@ -81,28 +82,6 @@ def _records(number: int, job: FeatureJob) -> Generator[dict[str, Any], None, Bl
             report: BlocksReport = done.value
             return report
         yield {"job": number, "kind": _BLOCK, "record": json.dumps(block._asdict())}
-
-
-@contextmanager
-def _session() -> Iterator[None]:
-    """The Ray that this process already belongs to, the cluster of RAY_ADDRESS, or a local one; what is started or
-    joined here is left again."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        ray.init(**quiet)
-    else:
-        # "local", or Ray joins whatever cluster was last started on this machine
-        ray.init(address="local", num_cpus=_local_cpus(), include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _local_cpus() -> int:
