@@ -86,6 +86,8 @@ def _first_line(error: ValidationError) -> str:
         where = ".".join(str(p) for p in item["loc"]) or "(root)"
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{where}'; check its spelling")
+        elif not item["loc"] and item["type"] == "value_error":  # a rule on several values says itself which
+            lines.append(item["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
     return " | ".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,13 +57,11 @@ def features_command(
     if src is None or not symbols or out is None:
         raise ConfigError("features needs SRC, --instrument and --out; or --list for the columns that there are")
     settings = _settings(config, library)
-    sides = {"relative": relative, "outside": outside, "ticks": ticks, "quotes": quotes}
+    sides = {"relative": relative or (), "outside": outside or (), "ticks": ticks, "quotes": quotes}
     if out.suffix == ".parquet" and not out.is_dir():
         _one_file(src, symbols, out, settings, own, sides, engine, as_json)
         return
-    given = next((name for name, value in sides.items() if value), None)
-    if given is not None:
-        raise ConfigError(f"--{given} is for one instrument into FILE.parquet; monthly blocks do not take it yet")
+    _refuse_sides(sides, "is for one instrument into FILE.parquet; monthly blocks do not take it yet")
     _blocks(src, symbols, out, settings, own, engine, as_json)
 
 
@@ -86,30 +85,35 @@ def _loaded(own: list[Path] | None) -> list[Indicator | FrameIndicator]:
 def _one_file(src: Path, symbols: str, out: Path, settings: FeatureConfig, own: list[Path] | None,
               sides: dict[str, Any], engine: str, as_json: bool) -> None:
     from algospace.features import schema_hash, write_table
-    from algospace.features.block_table import write_whole
+    from algospace.features.engines import build_file
     from algospace.features.own import step_indicators
 
     if "," in symbols or symbols.lower() == "all":
         raise ConfigError(f"--out {out}: one file holds one instrument; name a folder for several")
     started = time.perf_counter()
     spec = instrument(symbols)
-    if engine != "local":
-        given = next((name for name, value in sides.items() if value), None)
-        if given is not None:
-            raise ConfigError(f"--{given} needs --engine local")
-        folder = out.with_suffix("")
-        job = _jobs(src, symbols, folder, settings, step_indicators(_loaded(own)))[0]
-        _run([_at(job, folder)], engine, as_json)
-        summary = write_whole(folder, out)
-        _print_summary({**_summary(summary), "seconds": round(time.perf_counter() - started, 2), "out": str(out)},
-                       as_json)
-        return
-    table, notes = _table(src, spec, settings, _loaded(own), sides, as_json)
-    write_table(table, out)
+    if engine == "local":
+        table, notes = _table(src, spec, settings, _loaded(own), sides, as_json)
+        write_table(table, out)
+        figures = _counts(table, schema_hash(table))
+    else:
+        _refuse_sides(sides, "needs --engine local")
+        job = _jobs(src, symbols, out, settings, step_indicators(_loaded(own)))[0]
+        report, figures = build_file(job, out, engine, _progress())
+        if report.error is not None:
+            raise InputError(report.name, report.error, "correct it and run this again: it continues")
+        notes = report.notes
     for note in notes:
         typer.echo(f"note               {note}", err=as_json)
-    _print_summary({**_summary(_counts(table, schema_hash(table))),
-                    "seconds": round(time.perf_counter() - started, 2), "out": str(out)}, as_json)
+    _print_summary({**_summary(figures), "seconds": round(time.perf_counter() - started, 2), "out": str(out)},
+                   as_json)
+
+
+def _refuse_sides(sides: dict[str, Any], why: str) -> None:
+    """ConfigError for the first input beside the bars that was given."""
+    for name, value in sides.items():
+        if value:
+            raise ConfigError(f"--{name} {why}")
 
 
 def _table(src: Path, spec: Instrument, settings: FeatureConfig, own: list[Indicator | FrameIndicator],
@@ -119,7 +123,7 @@ def _table(src: Path, spec: Instrument, settings: FeatureConfig, own: list[Indic
     from algospace.memory import release_unused
 
     market = with_progress(lambda say: read_market(src, spec, settings), quiet)
-    inputs: SideInputs = with_progress(lambda say: read_sides(market, spec, **sides), quiet)
+    inputs: SideInputs = with_progress(lambda say: read_sides(market, src, spec, **sides), quiet)
     with nullcontext() if quiet else Console(stderr=True).status(f"features of {len(market)} rows"):
         table = build_with_sides(market, spec, settings, own, inputs)
     release_unused()
@@ -153,12 +157,6 @@ def _jobs(src: Path, symbols: str, out: Path, settings: FeatureConfig, indicator
     return plan_jobs(src, symbols, out, template)
 
 
-def _at(job: FeatureJob, folder: Path) -> FeatureJob:
-    from dataclasses import replace
-
-    return replace(job, out=folder)
-
-
 def _blocks(src: Path, symbols: str, out: Path, settings: FeatureConfig, own: list[Path] | None, engine: str,
             as_json: bool) -> None:
     """Monthly blocks of every instrument, one folder each. InputError at the end if one failed."""
@@ -169,11 +167,8 @@ def _blocks(src: Path, symbols: str, out: Path, settings: FeatureConfig, own: li
     _run(_jobs(src, symbols, out, settings, step_indicators(_loaded(own))), engine, as_json)
 
 
-def _run(jobs: list[FeatureJob], engine: str, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from algospace.features.engines import failures, run_jobs
-
+def _progress() -> Callable[[Block], None]:
+    """Tells a person at the terminal of every block that is built."""
     console = Console(stderr=True)
 
     def say(block: Block) -> None:
@@ -181,7 +176,15 @@ def _run(jobs: list[FeatureJob], engine: str, as_json: bool) -> None:
             console.print(f"{block.name} {block.month}: block {block.number} of {block.total}, {block.rows} rows",
                           highlight=False)
 
-    reports = run_jobs(jobs, engine, say)
+    return say
+
+
+def _run(jobs: list[FeatureJob], engine: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from algospace.features.engines import failures, run_jobs
+
+    reports = run_jobs(jobs, engine, _progress())
     if as_json:
         typer.echo(json.dumps([asdict(report) for report in reports]))
     for report in reports if not as_json else ():

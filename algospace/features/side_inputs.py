@@ -2,29 +2,33 @@
 
     market   bars, or ticks, of the instrument itself
     sides    other instruments, outside series, trades and quotes, each as columns of the base rows
+
+A side input that shares no time with the rows is refused: its columns would be empty, and nobody would notice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, InputError
+from algospace.features.book import BOOK_VERSION, book_columns
 from algospace.features.checks import check_width
 from algospace.features.config import FeatureConfig
 from algospace.features.driver import build_from_ticks
-from algospace.features.flow import flow_columns
+from algospace.features.flow import FLOW_VERSION, flow_columns
 from algospace.features.indicator import Indicator
-from algospace.features.outside import OutsideConfig, load_outside, outside_columns, outside_version
+from algospace.features.outside import OutsideConfig, OutsideSeries, load_outside, outside_columns, outside_version
 from algospace.features.own import FrameIndicator, build_with_own, step_indicators
 from algospace.features.relative import RelativeConfig, relative_columns, relative_version
 from algospace.features.table import FeatureTable
 from algospace.instruments import Instrument, instrument
 from algospace.marketdata import read_source
+from algospace.marketdata.quality import iso
 from algospace.marketdata.source import locate
 from algospace.marketdata.ticks import (
     QuoteImportOptions,
@@ -33,7 +37,7 @@ from algospace.marketdata.ticks import (
     import_ticks,
     looks_like_ticks,
 )
-from algospace.types import MINUTE_NS, Bars, FloatArray, Ticks
+from algospace.types import MINUTE_NS, Bars, FloatArray, IntArray, Quotes, Ticks
 
 Columns = dict[str, FloatArray]
 
@@ -51,52 +55,122 @@ class Market:
         return len(self.bars if self.bars is not None else self.ticks or ())
 
 
+class SideInput(Protocol):
+    """Makes further columns of a table; InputError where it has nothing to say about any of its rows."""
+
+    def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
+        """(columns (n,), what they mean) for `FeatureTable.with_columns`; width_ns of a base bar."""
+
+
+@dataclass(frozen=True)
+class RelativeInput:
+    """Bars of other instruments by lower-case symbol, and where they came from."""
+
+    others: dict[str, Bars]
+    sources: dict[str, Path]
+
+    def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
+        """Strength, beta, correlation and lead against each."""
+        for name, bars in self.others.items():
+            _require_shared(table, self.sources[name], f"bars of {name.upper()}", bars.ts_open + bars.width_ns)
+        config = RelativeConfig(base_minutes=width_ns // MINUTE_NS)
+        return relative_columns(table, self.others, config), relative_version(self.others, config)
+
+
+@dataclass(frozen=True)
+class OutsideInput:
+    """An outside series and its file."""
+
+    series: OutsideSeries
+    source: Path
+
+    def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
+        """As of the publications by each close."""
+        config = OutsideConfig()
+        first = int(self.series.published.min())
+        if len(table) and first > table.ts_close[-1]:
+            raise InputError(self.source, f"its first publication is of {iso(first)}, after the last row "
+                                          f"({iso(int(table.ts_close[-1]))})", "give a series of the same time")
+        return outside_columns(self.series, table.ts_close, config), outside_version(self.series.keys, config)
+
+
+@dataclass(frozen=True)
+class FlowInput:
+    """Trades and where they came from."""
+
+    ticks: Ticks
+    spec: Instrument
+    source: Path
+
+    def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
+        """Order flow over each bar."""
+        _require_shared(table, self.source, "trades", self.ticks.ts)
+        columns = flow_columns(self.ticks, table.ts_close, width_ns, self.spec)
+        known = ",".join(name for name in self.ticks.columns() if np.size(getattr(self.ticks, name)))
+        return columns, f"flow:{FLOW_VERSION}:{known}"
+
+
+@dataclass(frozen=True)
+class BookInput:
+    """Best bids and asks and where they came from."""
+
+    quotes: Quotes
+    spec: Instrument
+    source: Path
+
+    def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
+        """The book as of what had been received by each close."""
+        known = self.quotes.ts if self.quotes.ts_recv is None else self.quotes.ts_recv
+        _require_shared(table, self.source, "quotes", known)
+        return book_columns(self.quotes, table.ts_close, width_ns, self.spec), f"book:{BOOK_VERSION}"
+
+
 @dataclass(frozen=True)
 class SideInputs:
-    """What else is there: makers of (columns, version) for a table, in order."""
+    """What else is there, in the order of its columns."""
 
-    makers: tuple[Callable[[FeatureTable, int], tuple[Columns, str]], ...]
+    inputs: tuple[SideInput, ...]
     notes: tuple[str, ...] = ()
 
 
 def read_market(src: Path, spec: Instrument, config: FeatureConfig) -> Market:
     """Bars or ticks at `src`; ticks where the source holds nothing else. ConfigError where bars do not fit."""
     located = locate(src)
-    if _tick_catalog(located, spec) is not None or looks_like_ticks(located):
+    if _holds_only_ticks(located, spec):
         ticks, offset, notes = _read_ticks(located, spec)
         return Market(None, ticks, offset, notes)
     bars = read_source(src, spec)
-    if config.base_minutes * MINUTE_NS % bars.width_ns:
-        raise ConfigError(f"the source has {bars.width_ns // 10**9} s bars, which do not fill base bars of "
-                          f"{config.base_minutes} min; set base_minutes in --config to a multiple of the width")
     check_width(bars.width_ns, config.base_minutes * MINUTE_NS)
     return Market(bars, None)
 
 
 def read_sides(
-    market: Market, spec: Instrument, relative: Sequence[str] | None = None, outside: Sequence[Path] | None = None,
+    market: Market, src: Path, spec: Instrument, relative: Sequence[str] = (), outside: Sequence[Path] = (),
     ticks: Path | None = None, quotes: Path | None = None,
 ) -> SideInputs:
-    """Read what the options of `algospace features` name."""
-    makers: list[Callable[[FeatureTable, int], tuple[Columns, str]]] = []
+    """Read what the options of `algospace features` name; `src` is where `market` came from."""
+    inputs: list[SideInput] = []
     notes: list[str] = []
     if relative:
-        makers.append(_relative([_pair(text) for text in relative]))
-    makers += [_outside(path) for path in outside or ()]
-    offset, flow = market.clock_offset_ns, market.ticks
+        inputs.append(_read_relative(relative))
+    for path in outside:
+        series = load_outside(locate(path))
+        inputs.append(OutsideInput(series, path))
+        notes += series.notes
+    offset = market.clock_offset_ns
     if ticks is not None:
+        if market.ticks is not None:
+            raise ConfigError(f"--ticks {ticks}: {src} holds ticks itself; leave --ticks out")
         flow, offset, found = _read_ticks(locate(ticks), spec)
+        inputs.append(FlowInput(flow, spec, ticks))
         notes += found
-    if flow is not None:
-        makers.append(_flow(flow, spec))
+    elif market.ticks is not None:
+        inputs.append(FlowInput(market.ticks, spec, src))
     if quotes is not None:
-        from algospace.features.book import book_columns
-
-        result = import_quotes(locate(quotes), spec, QuoteImportOptions(clock_offset_ns=offset))
-        notes.append(f"quotes: {len(result.quotes)} updates, {result.report.bad_rows} set aside, receive clock "
-                     f"{offset / 1e9:+.3f} s against the exchange's")
-        makers.append(lambda table, width: (book_columns(result.quotes, table.ts_close, width), "book:1"))
-    return SideInputs(tuple(makers), tuple(notes))
+        book, line = _read_quotes(locate(quotes), spec, offset)
+        inputs.append(BookInput(book, spec, quotes))
+        notes.append(line)
+    return SideInputs(tuple(inputs), tuple(notes))
 
 
 def build_with_sides(market: Market, spec: Instrument, config: FeatureConfig,
@@ -108,62 +182,65 @@ def build_with_sides(market: Market, spec: Instrument, config: FeatureConfig,
         table = build_from_ticks(market.ticks, spec, config, step_indicators(own))
     else:
         raise ValueError("a market has bars or ticks")
-    for make in sides.makers:
-        columns, version = make(table, config.base_minutes * MINUTE_NS)
+    for side in sides.inputs:
+        columns, version = side.columns(table, config.base_minutes * MINUTE_NS)
         table = table.with_columns(columns, version) if columns else table
     return table
 
 
-def _tick_catalog(path: Path, spec: Instrument) -> TickCatalog | None:
-    """A catalog that holds ticks of the instrument and no bars of it."""
-    if not path.is_dir() or (path / spec.symbol).is_dir():
-        return None
-    catalog = TickCatalog(path)
-    return catalog if spec.symbol in catalog.symbols() else None
+def _require_shared(table: FeatureTable, source: Path, what: str, ts: IntArray) -> None:
+    """InputError if the times (n,) and the rows have no time in common."""
+    if len(table) == 0:
+        return
+    first, last = int(ts.min()), int(ts.max())
+    if last < table.ts_close[0] or first > table.ts_close[-1]:
+        rows = f"{iso(int(table.ts_close[0]))} to {iso(int(table.ts_close[-1]))}"
+        raise InputError(source, f"{what} from {iso(first)} to {iso(last)}, but the rows are from {rows}",
+                         "give data of the same time")
+
+
+def _holds_only_ticks(path: Path, spec: Instrument) -> bool:
+    """Whether `path` is a file of ticks, or a catalog that holds ticks of the instrument and no bars of it."""
+    if path.is_dir() and spec.symbol in TickCatalog(path).symbols():
+        return not (path / spec.symbol).is_dir()
+    return looks_like_ticks(path)
 
 
 def _read_ticks(path: Path, spec: Instrument) -> tuple[Ticks, int, tuple[str, ...]]:
     """(ticks, offset of their receive clock in ns, notes)."""
-    catalog = TickCatalog(path) if path.is_dir() else None
-    if catalog is not None and spec.symbol in catalog.symbols():
-        return catalog.read(spec.symbol), 0, ()
+    catalog = TickCatalog(path)
+    if path.is_dir() and spec.symbol in catalog.symbols():
+        return catalog.read(spec.symbol), catalog.clock_offset_ns(spec.symbol), ()
+    if path.is_dir() and catalog.symbols():
+        raise catalog.lacks(spec.symbol)
     result = import_ticks(path, spec)
     report = result.report
-    offset = report.clock.offset_ns if report.clock is not None else 0
     notes = [f"ticks: {report.rows_out} of {report.rows_in}, {report.filtered_rows} left out, {report.bad_rows} "
              "set aside"]
+    offset = report.clock.offset_ns if report.clock is not None else 0
     if report.clock is not None and offset:
         notes.append(report.clock.line())
     return result.ticks, offset, tuple(notes)
 
 
-def _pair(text: str) -> tuple[str, Path]:
-    symbol, separator, path = text.partition("=")
-    if not separator or not symbol or not path:
-        raise ConfigError(f"--relative {text}: expected SYMBOL=SRC, for example NQ=market")
-    return symbol.strip(), Path(path.strip())
+def _read_quotes(path: Path, spec: Instrument, offset_ns: int) -> tuple[Quotes, str]:
+    """(quotes, their receive times set right by the offset of the trades' receive clock; a note)."""
+    result = import_quotes(path, spec, QuoteImportOptions(clock_offset_ns=offset_ns))
+    line = f"quotes: {len(result.quotes)} updates, {result.report.bad_rows} set aside"
+    if offset_ns:
+        line += f", receive times moved by {-offset_ns / 1e9:+.3f} s, as those of the trades are off"
+    return result.quotes, line
 
 
-def _relative(pairs: Sequence[tuple[str, Path]]) -> Any:
-    others = {symbol.lower(): read_source(path, instrument(symbol)) for symbol, path in pairs}
-
-    def make(table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
-        config = RelativeConfig(base_minutes=width_ns // MINUTE_NS)
-        return relative_columns(table, others, config), relative_version(others, config)
-
-    return make
-
-
-def _outside(path: Path) -> Any:
-    series, config = load_outside(locate(path)), OutsideConfig()
-    return lambda table, width: (outside_columns(series, table.ts_close, config),
-                                 outside_version(series.keys, config))  # fmt: skip
-
-
-def _flow(ticks: Ticks, spec: Instrument) -> Any:
-    def make(table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
-        columns = flow_columns(ticks, table.ts_close, width_ns, spec)
-        known = ",".join(name for name in ticks.columns() if np.size(getattr(ticks, name)))
-        return columns, f"flow:1:{known}"
-
-    return make
+def _read_relative(texts: Sequence[str]) -> RelativeInput:
+    others: dict[str, Bars] = {}
+    sources: dict[str, Path] = {}
+    for text in texts:
+        symbol, separator, path = (part.strip() for part in text.partition("="))
+        if not separator or not symbol or not path:
+            raise ConfigError(f"--relative {text}: expected SYMBOL=SRC, for example NQ=market")
+        name = symbol.lower()
+        if name in others:
+            raise ConfigError(f"--relative {text}: {symbol} is given twice; name every instrument once")
+        others[name], sources[name] = read_source(path, instrument(symbol)), Path(path)
+    return RelativeInput(others, sources)

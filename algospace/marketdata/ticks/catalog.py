@@ -83,6 +83,24 @@ class TickCatalog:
         """UTC days held, such as 2025-05-04, in order."""
         return sorted(self.manifest(symbol)["days"])
 
+    def clock_offset_ns(self, symbol: str) -> int:
+        """How far the receive clock of the files behind `symbol` runs ahead of the exchange's, ns; 0 if unknown.
+
+        Negative where it is behind. Of several files it is the most negative one: what is stamped by that clock is
+        then taken as known later rather than earlier.
+        """
+        held = {source["sha256"] for source in self.manifest(symbol)["sources"]}
+        path = self._folder(symbol) / QUALITY
+        reports = json.loads(path.read_text(encoding="utf-8"))["imports"] if path.is_file() else []
+        clocks = [report["clock"] for report in reports if report["sha256"] in held and report["clock"]]
+        return min((int(clock["offset_ns"]) for clock in clocks), default=0)
+
+    def lacks(self, symbol: str) -> InputError:
+        """What to say where `symbol` is asked for and not here."""
+        held = ", ".join(self.symbols()) or "nothing"
+        return InputError(self.root, f"the catalog does not hold ticks of {symbol} (it has: {held})",
+                          "import them first")
+
     def read(self, symbol: str, start_ns: int | None = None, end_ns: int | None = None,
              as_of_ns: int | None = None) -> Ticks:
         """Ticks with start_ns <= ts < end_ns, and, as of an instant, only those that were known by then.
@@ -162,9 +180,7 @@ class TickCatalog:
     def _folder(self, symbol: str) -> Path:
         folder = self.root / f"{symbol}{SUFFIX}"
         if not (folder / MANIFEST).is_file():
-            held = ", ".join(self.symbols()) or "nothing"
-            raise InputError(self.root, f"the catalog does not hold ticks of {symbol} (it has: {held})",
-                             "import them first")
+            raise self.lacks(symbol)
         return folder
 
 
