@@ -11,9 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from algospace.calendars import trading_day
 from algospace.errors import InputError
-from algospace.instruments import Session
 from algospace.types import BoolArray, FloatArray, Int32Array, IntArray
 
 ROLL_TABLE = "contracts.csv"
@@ -74,21 +72,6 @@ def overlapping(ts_open: IntArray, contract: Int32Array) -> int:
     order = np.lexsort((contract, ts_open))
     ts, codes = ts_open[order], contract[order]
     return int(((ts[1:] == ts[:-1]) & (codes[1:] != codes[:-1])).sum())
-
-
-def front_by_volume(ts_open: IntArray, contract: Int32Array, names: Sequence[str], volume: FloatArray,
-                    session: Session) -> BoolArray:
-    """Rows of the front contract: on each trading day the one with the most volume on the day before.
-
-    Only contracts that expire after the current one can follow it (`expiry_ranks`); the first day takes the
-    earliest contract of its first instant. Nothing of the day itself is used, so the choice could have been made
-    live.
-    """
-    rank = expiry_ranks(names, ts_open, contract)[contract]
-    days, day_index = np.unique(trading_day(ts_open, session.zone, session.day_start_hour), return_inverse=True)
-    traded = np.zeros((days.size, len(names)))
-    np.add.at(traded, (day_index, rank), np.nan_to_num(volume))
-    return rank == follow_largest(traded, int(rank[ts_open == ts_open.min()].min()), 1)[day_index]
 
 
 def follow_largest(size: FloatArray, first: int, delay: int, alive: BoolArray | None = None) -> IntArray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algospace.instruments import instrument
-from algospace.marketdata.contracts import expiry_ranks, front_by_volume
+from algospace.marketdata.contracts import expiry_ranks
 from algospace.marketdata.roll_table import RollSchedule
 from algospace.marketdata.rolls import (
     ContractRows,
@@ -88,12 +88,3 @@ def test_open_interest_counts_from_its_publication_on(tmp_path_factory, seed: in
     known = ts < (days[day] + 1 + wait) * 86_400 * 10**9
     one, two = (front_rows(schedule(values), rows)[known] for values in (figures, other))
     np.testing.assert_array_equal(one, two)
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), cut=st.integers(2, 399))
-def test_front_by_volume_uses_nothing_of_its_own_day(seed: int, cut: int):
-    rows = random_rows(seed)
-    whole = front_by_volume(rows.ts_open, rows.contract, NAMES, rows.volume, ES.session)
-    part = front_by_volume(rows.ts_open[:cut], rows.contract[:cut], NAMES, rows.volume[:cut], ES.session)
-    np.testing.assert_array_equal(part, whole[:cut])

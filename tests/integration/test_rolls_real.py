@@ -18,7 +18,6 @@ from algospace.marketdata.continuous import (
     stated_ratios,
     with_found_ratios,
 )
-from algospace.marketdata.contracts import front_by_volume
 from algospace.marketdata.expiries import exchange_holidays, expiry_days
 from algospace.marketdata.roll_table import RollSchedule, read_roll_table, write_roll_table
 from algospace.marketdata.rolls import (
@@ -71,8 +70,6 @@ def test_every_rule_gives_one_contract_at_a_time_in_order_of_expiry(data_root: P
     write_roll_table(tmp_path / "contracts.csv", by_volume)
     again = choose_front(DatesRoll(table=tmp_path / "contracts.csv"), rows, spec)
     np.testing.assert_array_equal(front_rows(again, rows), front_rows(by_volume, rows))
-    old = front_by_volume(rows.ts_open, rows.contract, rows.names, rows.volume, spec.session)
-    np.testing.assert_array_equal(front_rows(by_volume, rows), old)
     for rule in (VolumeRoll(), OpenInterestRoll(), ExpiryRoll(), ExpiryRoll(days=0)):
         schedule = choose_front(rule, rows, spec)
         bars = front_bars(rows, schedule)

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from algospace.errors import ConfigError, InputError
-from algospace.instruments import CME
+from algospace.instruments import instrument
 from algospace.marketdata import ImportOptions, import_file, read_source
-from algospace.marketdata.contracts import front_by_volume
+from algospace.marketdata.rolls import ContractRows, VolumeRoll, choose_front, front_rows
+from algospace.types import BoolArray
 
 START = pd.Timestamp("2024-03-04 15:00")  # a Monday morning in Chicago
 
@@ -274,10 +275,14 @@ def test_the_front_contract_follows_the_order_of_expiry_across_a_year(names: tup
     ts_open = np.sort(np.concatenate([days[:12], days]))
     contract = np.array([0, 1] * 12 + [1] * 8, np.int32)
     volume = np.where(contract == 0, 100.0, np.where(ts_open < days[8], 10.0, 1000.0))
-    kept = front_by_volume(ts_open, contract, names, volume, CME)
+    kept = _front_by_volume(ContractRows(ts_open, contract, names, volume))
     assert contract[kept].tolist() == [0] * 9 + [1] * 11
     # codes are numbered by appearance, in any order
-    assert front_by_volume(ts_open, 1 - contract, names[::-1], volume, CME).tolist() == kept.tolist()
+    assert _front_by_volume(ContractRows(ts_open, 1 - contract, names[::-1], volume)).tolist() == kept.tolist()
+
+
+def _front_by_volume(rows: ContractRows) -> BoolArray:
+    return front_rows(choose_front(VolumeRoll(), rows, instrument("CL")), rows)  # no expiry is known for CL
 
 
 def test_a_folder_is_read_as_one_source_in_the_order_of_names(tmp_path: Path) -> None:
