@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from algospace.errors import InputError
+from algospace.errors import InputError, UserError
 from algospace.features import columns, pipeline
 from algospace.features.bars import SourceBar
 from algospace.features.checks import check_bars, check_width
@@ -66,6 +66,7 @@ class FeatureStream:
         self._state = pipeline.new_state(self.config, instrument)
         self._event_rows = self._params.max_fill + 2
         self._out = pipeline.new_output(self.config, self._event_rows, 2 * self._event_rows)
+        self._failure: str | None = None
 
     @property
     def late(self) -> int:
@@ -125,6 +126,7 @@ class FeatureStream:
 
     def snapshot(self) -> bytes:
         """The whole state; a stream of the same configuration that restores it continues to the bit."""
+        self._require_sound()
         arrays: dict[str, AnyArray] = {}
         _flatten(self._state, "", arrays)
         for number, state in enumerate(self._indicator_states):
@@ -142,11 +144,20 @@ class FeatureStream:
         self._state = _unflatten(self._state, "", arrays)
         self._indicator_states = [_unflatten(state, f"indicator{number}", arrays)
                                   for number, state in enumerate(self._indicator_states)]
+        self._failure = None
+
+    def _require_sound(self) -> None:
+        """UserError once an indicator has failed: it, or the ones after it, have missed bars, and all later rows
+        would differ from history."""
+        if self._failure is not None:
+            raise UserError(f"features of {self.instrument.symbol} stopped when an indicator failed "
+                            f"({self._failure}); repair it, then restore a snapshot or start from history")
 
     def _identity(self) -> dict[str, Any]:
         return {"symbol": self.instrument.symbol, "config": self.digest}
 
     def _make_room(self, base_rows: int, slow_rows: int) -> None:
+        self._require_sound()
         self._state = pipeline.with_room(self._state, base_rows, slow_rows)
 
     def _bound_rows(self, ts: IntArray) -> tuple[int, int]:
@@ -188,8 +199,14 @@ class FeatureStream:
         for start in range(0, n, _BLOCK):
             rows = slice(start, min(start + _BLOCK, n))
             bars = bars_of_rows(out.ts_close[rows], out.contract[rows], out.base[:, rows])
-            parts.append([indicator.history(state, bars) for indicator, state
-                          in zip(self.indicators, self._indicator_states, strict=True)])  # fmt: skip
+            try:
+                # copies, because an indicator may write to its bar
+                parts.append([indicator.history(state, bars.copy()) for indicator, state
+                              in zip(self.indicators, self._indicator_states, strict=True)])  # fmt: skip
+            except Exception as error:
+                out.size[:] = 0  # or the next event would find these rows there
+                self._failure = str(error)
+                raise
         return [np.concatenate(blocks, axis=1) for blocks in zip(*parts, strict=True)]
 
     def _table(self, out: pipeline.Output) -> FeatureTable:

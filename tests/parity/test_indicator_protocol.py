@@ -8,7 +8,7 @@ import numba as nb
 import numpy as np
 import pytest
 
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, UserError
 from algospace.features import FeatureConfig, FeatureStream, Indicator, SourceBar, build, concatenate
 from algospace.instruments import instrument
 from algospace.marketdata.synthetic import generate
@@ -129,3 +129,60 @@ def test_library_columns_of_the_configuration_reach_the_matrices() -> None:
 def test_an_unknown_library_column_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown library column 'rsi_15'"):
         FeatureConfig(library=("rsi_15",))
+
+
+def events(bars: Bars) -> list[SourceBar]:
+    return [SourceBar(int(bars.ts_open[i]), float(bars.open[i]), float(bars.high[i]), float(bars.low[i]),
+                      float(bars.close[i]), float(bars.volume[i])) for i in range(len(bars))]
+
+
+def test_a_stream_whose_indicator_failed_gives_no_further_rows_until_it_is_restored() -> None:
+    """A failure leaves other indicators a bar ahead: rows after it would not be those of history."""
+    armed = [True]
+
+    def trips(state: Any, bar: Any, out: Any) -> None:
+        state[0] += 1
+        if armed[0] and state[0] == 40:
+            raise ArithmeticError("the fortieth bar")
+        out[0] = state[0]
+
+    def counts(state: Any, bar: Any, out: Any) -> None:
+        state[0] += 1
+        out[0] = state[0]
+
+    both = [Indicator("counts", ("n",), lambda: np.zeros(1), counts),
+            Indicator("trips", ("m",), lambda: np.zeros(1), trips)]
+    bars = market(120)
+    stream = FeatureStream(SYNTH, LEAN, bars.width_ns, both)
+    rows, saved, at, refused = [], b"", 0, 0
+    for i, event in enumerate(events(bars)):
+        try:
+            rows += stream.push(event)
+            saved, at = stream.snapshot(), i + 1
+        except ArithmeticError:
+            with pytest.raises(UserError, match="the fortieth bar.*restore a snapshot"):
+                stream.snapshot()
+        except UserError:
+            refused += 1
+    assert len(rows) == 39
+    assert refused > 100  # more events than the stream has room for rows
+    armed[0] = False
+    stream.restore(saved)
+    for event in events(bars)[at:]:
+        rows += stream.push(event)
+    whole = build(bars, SYNTH, LEAN, both)
+    np.testing.assert_array_equal([row.base[-2:] for row in rows],
+                                  np.stack([whole.base["n"], whole.base["m"]], axis=1))
+
+
+def test_an_indicator_that_writes_to_its_bar_changes_no_other() -> None:
+    def scribble(state: Any, bar: Any, out: Any) -> None:
+        bar.close = -1.0
+        out[0] = 0.0
+
+    def echo(state: Any, bar: Any, out: Any) -> None:
+        out[0] = bar.close
+
+    table = build(market(), SYNTH, LEAN, [Indicator("s", ("s",), lambda: np.zeros(1), scribble),
+                                          Indicator("e", ("e",), lambda: np.zeros(1), echo)])
+    np.testing.assert_array_equal(table.base["e"], table.base["close"])
