@@ -7,6 +7,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
+    from algospace.features.bar_commands import add_bars_command
     from algospace.features.commands import add_features_command
     from algospace.marketdata.augment_commands import add_augment_command
     from algospace.marketdata.import_commands import add_import_command
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
     data_app = typer.Typer(no_args_is_help=True, help="Import market data, make and vary synthetic markets.")
     add_import_command(data_app)
+    add_bars_command(data_app)
     add_synth_command(data_app)
     add_augment_command(data_app)
     app.add_typer(data_app, name="data")

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from algospace.errors import ConfigError, InputError
+from algospace.features.blocks import fit_config
 from algospace.features.book import BOOK_VERSION, book_columns
 from algospace.features.checks import check_width
 from algospace.features.config import FeatureConfig
@@ -41,13 +42,19 @@ from algospace.types import MINUTE_NS, Bars, FloatArray, IntArray, Quotes, Ticks
 
 Columns = dict[str, FloatArray]
 
+_FAR = 1.25  # medians of two sources of one instrument over the same time differ by far less
+
 
 @dataclass(frozen=True)
 class Market:
-    """The instrument's own data: bars or ticks. clock_offset_ns: of the ticks' receive clock, 0 where unknown."""
+    """The instrument's own data, bars or ticks, and the settings that fit it.
 
-    bars: Bars | None
-    ticks: Ticks | None
+    clock_offset_ns: of the ticks' receive clock, 0 where unknown.
+    """
+
+    config: FeatureConfig
+    bars: Bars | None = None
+    ticks: Ticks | None = None
     clock_offset_ns: int = 0
     notes: tuple[str, ...] = ()
 
@@ -105,6 +112,7 @@ class FlowInput:
     def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
         """Order flow over each bar."""
         _require_shared(table, self.source, "trades", self.ticks.ts)
+        _require_same_market(table, self.source, self.ticks.ts, self.ticks.price)
         columns = flow_columns(self.ticks, table.ts_close, width_ns, self.spec)
         known = ",".join(name for name in self.ticks.columns() if np.size(getattr(self.ticks, name)))
         return columns, f"flow:{FLOW_VERSION}:{known}"
@@ -122,6 +130,7 @@ class BookInput:
         """The book as of what had been received by each close."""
         known = self.quotes.ts if self.quotes.ts_recv is None else self.quotes.ts_recv
         _require_shared(table, self.source, "quotes", known)
+        _require_same_market(table, self.source, known, self.quotes.bid)
         return book_columns(self.quotes, table.ts_close, width_ns, self.spec), f"book:{BOOK_VERSION}"
 
 
@@ -134,14 +143,16 @@ class SideInputs:
 
 
 def read_market(src: Path, spec: Instrument, config: FeatureConfig) -> Market:
-    """Bars or ticks at `src`; ticks where the source holds nothing else. ConfigError where bars do not fit."""
+    """Bars or ticks at `src`; ticks where the source holds nothing else. Base bars are as wide as the source's
+    where those are wider, as in monthly blocks; ConfigError where they do not fit."""
     located = locate(src)
     if _holds_only_ticks(located, spec):
-        ticks, offset, notes = _read_ticks(located, spec)
-        return Market(None, ticks, offset, notes)
+        ticks, offset, notes = read_ticks(located, spec)
+        return Market(config, ticks=ticks, clock_offset_ns=offset, notes=notes)
     bars = read_source(src, spec)
-    check_width(bars.width_ns, config.base_minutes * MINUTE_NS)
-    return Market(bars, None)
+    fitted, found = fit_config(config, bars.width_ns)
+    check_width(bars.width_ns, fitted.base_minutes * MINUTE_NS)
+    return Market(fitted, bars, notes=tuple(found))
 
 
 def read_sides(
@@ -161,7 +172,7 @@ def read_sides(
     if ticks is not None:
         if market.ticks is not None:
             raise ConfigError(f"--ticks {ticks}: {src} holds ticks itself; leave --ticks out")
-        flow, offset, found = _read_ticks(locate(ticks), spec)
+        flow, offset, found = read_ticks(locate(ticks), spec)
         inputs.append(FlowInput(flow, spec, ticks))
         notes += found
     elif market.ticks is not None:
@@ -173,9 +184,10 @@ def read_sides(
     return SideInputs(tuple(inputs), tuple(notes))
 
 
-def build_with_sides(market: Market, spec: Instrument, config: FeatureConfig,
-                     own: Sequence[Indicator | FrameIndicator], sides: SideInputs) -> FeatureTable:
+def build_with_sides(market: Market, spec: Instrument, own: Sequence[Indicator | FrameIndicator],
+                     sides: SideInputs) -> FeatureTable:
     """The feature table with own indicators and the columns of all side inputs."""
+    config = market.config
     if market.bars is not None:
         table = build_with_own(market.bars, spec, config, own)
     elif market.ticks is not None:
@@ -199,6 +211,18 @@ def _require_shared(table: FeatureTable, source: Path, what: str, ts: IntArray) 
                          "give data of the same time")
 
 
+def _require_same_market(table: FeatureTable, source: Path, ts: IntArray, price: FloatArray) -> None:
+    """InputError if the prices (n,) are far from the rows' own unadjusted closes of the same time."""
+    rows = (table.ts_close >= ts.min()) & (table.ts_close <= ts.max())
+    if not rows.any():  # all within one bar
+        return
+    close = float(np.median(table.base["close"][rows] / table.base["roll_factor"][rows]))
+    own = float(np.median(price))
+    if not close / _FAR < own < close * _FAR:
+        raise InputError(source, f"its prices are about {own:g}, those of {table.symbol} about {close:g} at that "
+                                 "time", "give data of the same instrument")
+
+
 def _holds_only_ticks(path: Path, spec: Instrument) -> bool:
     """Whether `path` is a file of ticks, or a catalog that holds ticks of the instrument and no bars of it."""
     if path.is_dir() and spec.symbol in TickCatalog(path).symbols():
@@ -206,7 +230,7 @@ def _holds_only_ticks(path: Path, spec: Instrument) -> bool:
     return looks_like_ticks(path)
 
 
-def _read_ticks(path: Path, spec: Instrument) -> tuple[Ticks, int, tuple[str, ...]]:
+def read_ticks(path: Path, spec: Instrument) -> tuple[Ticks, int, tuple[str, ...]]:
     """(ticks, offset of their receive clock in ns, notes)."""
     catalog = TickCatalog(path)
     if path.is_dir() and spec.symbol in catalog.symbols():
