@@ -73,16 +73,37 @@ def test_one_broken_time_costs_only_its_own_row_its_nanoseconds(tmp_path: Path) 
     assert result.quarantine.to_pylist()[0]["row"] == 9
 
 
-def test_databento_sides_actions_and_fixed_point_prices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_databento_sides_actions_and_fixed_point_prices(tmp_path: Path, kind: str) -> None:
     data = frame(5).assign(action=["T", "T", "F", "T", "A"], side=["B", "A", "A", "N", "B"], rtype=0)
     data["price"] = (data["price"] * 1e9).astype(np.int64)
-    result = read(tmp_path, data)
+    result = read(tmp_path, data, kind=kind)
     assert result.report.layout == "Databento trades"
     assert result.report.filtered == {"action:F": 1, "action:A": 1}
     assert result.ticks.aggressor is not None
     assert result.ticks.aggressor.tolist() == [1, -1, 0]
     assert result.ticks.price[0] == frame(1)["price"][0]
     assert any("1e-9" in guess for guess in result.report.guesses)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_databentos_mark_for_no_price_is_no_price(tmp_path: Path, kind: str) -> None:
+    data = frame(5).assign(rtype=0)
+    points = data["price"].to_numpy()
+    for name, offset in (("price", 0.0), ("bid_px_00", -0.25), ("ask_px_00", 0.25)):
+        data[name] = ((points + offset) * 1e9).astype(np.int64)
+    data.loc[1, "ask_px_00"] = data.loc[3, "price"] = 2**63 - 1
+    result = read(tmp_path, data, kind=kind, max_bad_fraction=0.5)
+    assert result.report.quarantined == {"non_finite": 1}
+    np.testing.assert_array_equal(result.ticks.price, points[[0, 1, 2, 4]])
+    np.testing.assert_array_equal(result.ticks.bid, points[[0, 1, 2, 4]] - 0.25)
+    np.testing.assert_array_equal(result.ticks.ask, np.array([1, np.nan, 1, 1]) * (points[[0, 1, 2, 4]] + 0.25))
+
+
+def test_whole_prices_in_points_stay_points(tmp_path: Path) -> None:
+    data = frame(5).assign(rtype=0, price=np.arange(20_000, 20_005))
+    for kind in ("parquet", "csv"):
+        np.testing.assert_array_equal(read(tmp_path, data, kind=kind).ticks.price, data["price"])
 
 
 def test_binance_buyer_is_maker_means_a_seller_crossed(tmp_path: Path) -> None:

@@ -73,3 +73,19 @@ def test_sizes_may_be_absent(tmp_path: Path) -> None:
     result = read(tmp_path, frame()[["local_ns", "bid", "ask"]])
     assert np.isnan(result.quotes.bid_size).all()
     assert "bid_size: unknown" in result.report.guesses
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_databentos_fixed_point_quotes_are_read_in_points(tmp_path: Path, kind: str) -> None:
+    bid = np.array([20_000.25, 20_000.5, 20_000.0])
+    data = pd.DataFrame({"ts_recv": START + np.arange(3), "ts_event": START + np.arange(3), "rtype": 1,
+                         "action": "A", "price": (bid * 1e9).astype(np.int64), "bid_px_00": (bid * 1e9).astype(np.int64),
+                         "ask_px_00": ((bid + 0.25) * 1e9).astype(np.int64), "bid_sz_00": 2, "ask_sz_00": 3})
+    data.loc[1, "ask_px_00"] = 2**63 - 1  # one side of the book is empty
+    path = tmp_path / f"mbp.{kind}"
+    data.to_parquet(path) if kind == "parquet" else data.to_csv(path, index=False)
+    result = import_quotes(path, "NQ", QuoteImportOptions(max_bad_fraction=0.5))
+    assert result.report.layout == "Databento quotes"
+    assert result.report.quarantined == {"non_finite": 1}
+    np.testing.assert_array_equal(result.quotes.bid, bid[[0, 2]])
+    np.testing.assert_array_equal(result.quotes.ask, bid[[0, 2]] + 0.25)

@@ -17,6 +17,10 @@ from algospace.marketdata.ticks.symbols import choose_symbols
 from algospace.marketdata.timestamps import NO_TIME
 from algospace.types import AnyArray, BoolArray, FloatArray, Int8Array, Int32Array, IntArray
 
+_FIXED_POINT = 1e9
+_LEAST_RAW = 1e6  # a tenth of a cent in billionths; prices in points are not whole millions
+_UNDEFINED = 2.0**63  # Databento's mark for "no price", 2^63 - 1, as float64
+
 
 @dataclass
 class Draft:
@@ -106,7 +110,7 @@ def filter_symbols(files: Sequence[TradeFile], draft: Draft, symbols: Sequence[s
 
 
 def read_numbers(files: Sequence[TradeFile], draft: Draft, roles: Sequence[str], needed: Sequence[str]) -> None:
-    """Columns of numbers over all files, NaN where a file lacks one that is not needed."""
+    """Columns of numbers over all files, NaN where a file lacks one that is not needed; prices in points."""
     for f in files:
         for role in needed:
             if role not in f.columns:
@@ -114,7 +118,23 @@ def read_numbers(files: Sequence[TradeFile], draft: Draft, roles: Sequence[str],
     for role in roles:
         if any(role in f.columns for f in files):
             draft.numbers[role] = np.concatenate([
-                floats(f, role) if role in f.columns else np.full(len(f), np.nan) for f in files])
+                _number(f, role, draft) if role in f.columns else np.full(len(f), np.nan) for f in files])
+
+
+def _number(file: TradeFile, role: str, draft: Draft) -> FloatArray:
+    """A column as float64; Databento's raw prices, which are whole numbers of billionths, in points.
+
+    Its CSV files have them as digits, and a table that has been through floats as floats, so values decide.
+    """
+    values = floats(file, role)
+    if role not in ("price", "bid", "ask") or not file.layout.is_databento:
+        return values
+    values[values >= _UNDEFINED] = np.nan
+    known = values[np.isfinite(values)]
+    if known.size and np.median(known) >= _LEAST_RAW and np.mean(known == np.floor(known)) > 0.5:
+        values /= _FIXED_POINT
+        draft.note("prices: whole numbers, read as multiples of 1e-9 (Databento's fixed point)")
+    return values
 
 
 def read_times(files: Sequence[TradeFile], draft: Draft, options: SourceOptions,

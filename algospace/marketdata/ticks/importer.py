@@ -31,9 +31,6 @@ from algospace.marketdata.ticks.source import check_limit, count_rules, digest, 
 from algospace.memory import release_unused
 from algospace.types import AnyArray, BoolArray, IntArray, Ticks
 
-_DATABENTO = "Databento trades"
-_FIXED_POINT = 1e9  # Databento's raw prices are whole numbers of billionths
-
 
 @dataclass(frozen=True)
 class TickImportResult:
@@ -68,7 +65,6 @@ def _import(path: Path, spec: Instrument, options: TickImportOptions,
     filter_conditions(files, draft, options)
     filter_flags(files, draft, options)
     read_numbers(files, draft, ("price", "size", "bid", "ask"), ("price",))
-    _scale_fixed_point(files, draft)
     draft.aggressor = read_aggressor(files, draft.notes, draft.reported)
     _stamp(files, draft, options, spec)
     _judge(files, draft, options)
@@ -77,18 +73,6 @@ def _import(path: Path, spec: Instrument, options: TickImportOptions,
     ticks = _ticks(draft, good)
     aside = quarantine(files, draft.codes, draft.filtered, draft.numbers)
     return TickImportResult(ticks, draft.contracts, aside, _report(path, spec, files, draft, ticks, good))
-
-
-def _scale_fixed_point(files: Sequence[TradeFile], draft: Draft) -> None:
-    """Databento's raw prices are integers in units of 1e-9."""
-    start = 0
-    for f in files:
-        part = slice(start, start + len(f))
-        start += len(f)
-        for role in ("price", "bid", "ask"):
-            if f.layout.name == _DATABENTO and role in f.columns and pa.types.is_integer(f.columns[role].type):
-                draft.numbers[role][part] /= _FIXED_POINT
-                draft.note("prices: whole numbers, read as multiples of 1e-9 (Databento's fixed point)")
 
 
 def _stamp(files: Sequence[TradeFile], draft: Draft, options: TickImportOptions, spec: Instrument) -> None:

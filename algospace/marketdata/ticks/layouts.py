@@ -35,6 +35,7 @@ KNOWN_NAMES: dict[str, tuple[str, ...]] = {
 _TRADE_ROLES = ("ts_recv", "price", "size", "bid", "ask", "aggressor", "buyer_is_maker", "symbol", "condition",
                 "action", "sequence", "trade_id", "flag")
 _QUOTE_ROLES = ("ts_recv", "bid", "ask", "bid_size", "ask_size", "symbol", "sequence", "flag")
+_DATABENTO = "Databento"
 _OHLC = (("open", "o", "<open>"), ("high", "h", "<high>"), ("low", "l", "<low>"), ("close", "c", "<close>"))
 
 
@@ -45,6 +46,11 @@ class Layout:
     name: str
     roles: dict[str, str]
     notes: list[str]
+
+    @property
+    def is_databento(self) -> bool:
+        """Whether prices may be whole numbers of billionths."""
+        return self.name.startswith(_DATABENTO)
 
 
 def resolve_layout(path: Path, names: Sequence[str], wanted: Mapping[str, str], quotes: bool = False) -> Layout:
@@ -62,7 +68,7 @@ def resolve_layout(path: Path, names: Sequence[str], wanted: Mapping[str, str], 
             if role not in roles and known in by_lower and by_lower[known] not in roles.values():
                 roles[role] = guessed[role] = by_lower[known]
     _check_complete(path, names, roles, ("bid", "ask") if quotes else ("price",))
-    layout = "quotes" if quotes else _name(by_lower, roles)
+    layout = _name(by_lower, roles, quotes)
     notes = [f"layout: {layout}"]
     if guessed:
         notes.append("columns: " + ", ".join(f"{role} = {column}" for role, column in guessed.items()))
@@ -124,9 +130,11 @@ def _looks_like_value(name: str) -> bool:
     return any(c.isdigit() for c in name) and not any(c.isalpha() and c not in "TZ" for c in name)
 
 
-def _name(by_lower: Mapping[str, str], roles: Mapping[str, str]) -> str:
+def _name(by_lower: Mapping[str, str], roles: Mapping[str, str], quotes: bool) -> str:
     if "ts_event" in by_lower and ("action" in by_lower or "rtype" in by_lower):
-        return "Databento trades"
+        return f"{_DATABENTO} {'quotes' if quotes else 'trades'}"
+    if quotes:
+        return "quotes"
     if "buyer_is_maker" in roles:
         return "Binance trades"
     if "condition" in roles:
