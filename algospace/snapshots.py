@@ -57,7 +57,8 @@ def unpack_all(identity: Mapping[str, Any], blob: bytes, what: str) -> dict[str,
     arrays = {}
     try:
         for name, part in unpack(identity, blob, what).items():
-            arrays[name] = np.ascontiguousarray(np.load(io.BytesIO(part), allow_pickle=False))
+            # not ascontiguousarray, which gives an array without axes one
+            arrays[name] = np.asarray(np.load(io.BytesIO(part), allow_pickle=False), order="C")
     except (ValueError, EOFError) as error:
         raise SchemaError(f"{what}: damaged ({error}); build it anew from history") from None
     return arrays

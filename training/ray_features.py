@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from training.ray_session import ray_session
 CPUS_VARIABLE = "ALGOSPACE_RAY_CPUS"
 _CPUS = 2
 _ATTEMPTS = 4  # how often a job may lose its worker, less one
-_BLOCK, _REPORT = "block", "report"
+_BLOCK, _REPORT, _UNREADABLE = "block", "report", "unreadable"
 
 
 def run(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
@@ -46,11 +47,18 @@ def run(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
 def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
     import ray.data
 
+    packed: list[bytes] = []
+    for job in jobs:
+        try:
+            packed.append(ray.cloudpickle.dumps(job))
+        except Exception as error:
+            raise ConfigError(f"{job.name}: its job cannot be sent to a worker ({_line(error)}); load own "
+                              f"indicators with load_indicator, or define them in a module") from error
     rows = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
     with warnings.catch_warnings():
         # Ray 2.60 asks for named parameters but has none for this one, and would else try for ever
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        records = rows.flat_map(partial(_work, jobs), num_cpus=1, max_retries=_ATTEMPTS - 1)
+        records = rows.flat_map(partial(_work, packed), num_cpus=1, max_retries=_ATTEMPTS - 1)
     reports: dict[int, BlocksReport] = {}
     seen = [0] * len(jobs)
     # a record is a block of Ray's, and is passed on as soon as it exists
@@ -59,6 +67,8 @@ def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
             values = json.loads(text)
             if kind == _REPORT:
                 reports[int(number)] = BlocksReport(**{**values, "notes": tuple(values["notes"])})
+            elif kind == _UNREADABLE:
+                reports[int(number)] = failed(jobs[number], values)
             elif values["number"] > seen[number]:  # a task that is run again tells of its first blocks again
                 seen[number] = values["number"]
                 say(Block(**values))
@@ -66,11 +76,24 @@ def _run(jobs: list[FeatureJob], say: Say) -> list[BlocksReport]:
     return [reports.get(number) or failed(job, lost) for number, job in enumerate(jobs)]
 
 
-def _work(jobs: list[FeatureJob], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """On a worker: one job, block by block, and its report."""
+def _work(packed: list[bytes], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """On a worker: one job, block by block, and its report.
+
+    The job is unpacked here, not by Ray, whose failure to do so would look like a dead worker.
+    """
     number = int(row["job"])
-    report = yield from _records(number, jobs[number])
+    try:
+        job: FeatureJob = pickle.loads(packed[number])
+    except Exception as error:  # noqa: BLE001  whatever an own indicator's file does when it is loaded
+        reason = f"a worker cannot load the job ({_line(error)}); install there what its indicators import"
+        yield {"job": number, "kind": _UNREADABLE, "record": json.dumps(reason)}
+        return
+    report = yield from _records(number, job)
     yield {"job": number, "kind": _REPORT, "record": json.dumps(asdict(report))}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _records(number: int, job: FeatureJob) -> Generator[dict[str, Any], None, BlocksReport]:

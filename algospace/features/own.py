@@ -49,6 +49,17 @@ class GuardedState(NamedTuple):
 
 
 @dataclass(frozen=True)
+class OwnIndicator(Indicator):
+    """A guarded step indicator of a user's file. It travels to other processes as the file's bytes."""
+
+    path: str = ""
+    source: bytes = b""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _defined_by, (self.path, self.source)
+
+
+@dataclass(frozen=True)
 class FrameIndicator:
     """A vectorised function over the whole history of base bars, one row per `ts_close` (the index, UTC): open,
     high, low, close (roll-adjusted), volume, filled, roll_factor, contract. For research; live refuses it."""
@@ -119,7 +130,12 @@ def load_indicator(path: Path | str) -> Indicator | FrameIndicator:
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "no such file", "give a Python file that defines INDICATOR or compute(bars)")
-    source = path.read_bytes()
+    return _defined_by(str(path), path.read_bytes())
+
+
+def _defined_by(name: str, source: bytes) -> Indicator | FrameIndicator:
+    """What the file `name` with these bytes defines; the file itself need not be there."""
+    path = Path(name)
     version = hashlib.sha256(source).hexdigest()
     module = _execute(path, source, version)
     if hasattr(module, _STEP):
@@ -177,7 +193,8 @@ def _guarded(indicator: Any, path: Path, source: bytes, version: str) -> Indicat
         raise UserError(f"{where}: a column is named twice in {names}; rename it")
     _check_new_state(indicator, path, where)
     guard = _Guard(replace(indicator, version=version), str(path))
-    return replace(indicator, version=version, new_state=guard.new_state, update=guard.update, run=guard.run)
+    return OwnIndicator(indicator.name, indicator.columns, guard.new_state, guard.update, guard.run, version,
+                        str(path), source)  # fmt: skip
 
 
 def _check_new_state(indicator: Indicator, path: Path, where: str) -> None:
@@ -188,8 +205,12 @@ def _check_new_state(indicator: Indicator, path: Path, where: str) -> None:
     shapes = faults.shapes_of(first, where)
     if shapes != faults.shapes_of(second, where):
         raise UserError(f"{where}: new_state() gives another shape each time; lengths must never change")
-    if any(np.shares_memory(a, b) for a, b in zip(faults.arrays_of(first), faults.arrays_of(second), strict=True)):
+    parts = list(faults.arrays_of(first))
+    if any(np.shares_memory(a, b) for a in parts for b in faults.arrays_of(second)):
         raise UserError(f"{where}: new_state() gives the same array each time; make a new one for every stream")
+    if any(np.shares_memory(a, b) for i, a in enumerate(parts) for b in parts[:i]):
+        raise UserError(f"{where}: two arrays of the state share memory, and would no longer once restored; give "
+                        f"each its own")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from algospace.features import FeatureConfig, Indicator, build
 from algospace.features.block_table import read_blocks
 from algospace.features.blocks import Block, FeatureJob
 from algospace.features.engines import failures, plan_jobs, run_jobs, run_local
+from algospace.features.own import load_indicator
 from tests.conftest import REPOSITORY
 from tests.scale_market import SYNTH, assert_same, content, rolling_bars, write_catalog
 from training import ray_features
@@ -122,6 +123,53 @@ def test_a_worker_that_always_dies_is_one_failed_instrument(
     assert "its worker died 2 times" in reports[0].error
     assert reports[1].error is None
     assert_same(read_blocks(good.out), build(rolling_bars(1), SYNTH, LEAN))
+
+
+_OWN = """
+import numpy as np
+from algospace.features import Indicator
+def update(state, bar, out):
+    state[0] += bar.close
+    state[1] += 1
+    out[0] = state[0] / state[1]
+INDICATOR = Indicator("mean", ("mean_so_far",), lambda: np.zeros(2), update)
+"""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_own_indicators_of_files_and_the_library_travel_to_the_workers(
+        markets: list[Path], tmp_path: Path) -> None:
+    """The workers do not have the modules that the files were loaded as, nor need they have the files."""
+    plain, compiled = tmp_path / "mean.py", REPOSITORY / "docs" / "examples" / "my_indicator.py"
+    plain.write_text(_OWN)
+    own = tuple(i for i in map(load_indicator, (plain, compiled)) if isinstance(i, Indicator))
+    plain.unlink()
+    config = LEAN.model_copy(update={"library": ("rsi_14", "obv", "vwap_session", "percent_rank_100")})
+    job = replace(_jobs(markets[:1], tmp_path)[0], config=config, indicators=own)
+    (report,) = ray_features.run([job], lambda block: None)
+    assert report.error is None
+    whole = build(rolling_bars(1), SYNTH, config, own)
+    assert_same(read_blocks(report.folder), whole)
+    assert whole.base["mean_so_far"][-1] == pytest.approx(whole.base["close"].mean())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_job_that_a_worker_cannot_load_says_why(markets: list[Path], tmp_path: Path) -> None:
+    helper = tmp_path / "helper_of_mine.py"
+    helper.write_text("SPAN = 2\n")
+    own = tmp_path / "mine.py"
+    own.write_text(_OWN + "from helper_of_mine import SPAN\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        indicator = load_indicator(own)
+    assert isinstance(indicator, Indicator)
+    good, bad = _jobs(markets[:2], tmp_path)
+    reports = ray_features.run([replace(bad, indicators=(indicator,)), good], lambda block: None)
+    assert reports[0].error is not None
+    assert "a worker cannot load the job" in reports[0].error
+    assert "No module named 'helper_of_mine'" in reports[0].error
+    assert reports[1].error is None
+    del sys.modules["helper_of_mine"]
 
 
 _DRIVER = """

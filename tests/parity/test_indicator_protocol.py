@@ -160,7 +160,7 @@ def test_a_stream_whose_indicator_failed_gives_no_further_rows_until_it_is_resto
             rows += stream.push(event)
             saved, at = stream.snapshot(), i + 1
         except ArithmeticError:
-            with pytest.raises(UserError, match="the fortieth bar.*restore a snapshot"):
+            with pytest.raises(UserError, match=r"the fortieth bar.*restore a snapshot"):
                 stream.snapshot()
         except UserError:
             refused += 1

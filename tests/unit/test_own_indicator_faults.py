@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,39 @@ def test_a_frame_cannot_change_the_bars(tmp_path: Path, bars: Bars) -> None:
     table = build_with_own(bars, SYNTH, LEAN, [frame])
     assert (table.base["close"] > 0).all()
     np.testing.assert_array_equal(table.base["mine"], table.base["high"] * 2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_without_axes_survives_a_restart(tmp_path: Path, bars: Bars, compiled: bool) -> None:
+    body = "def update(s, b, out):\n    s[()] += 1.0\n    out[0] = s[()]\n"
+    source = (HEAD + (COMPILED if compiled else "") + body
+              + "INDICATOR = Indicator('a', ('a',), lambda: np.zeros(()), update)\n")
+    own = load_indicator(saved(tmp_path, source))
+    assert isinstance(own, Indicator)
+    whole = build(bars, SYNTH, LEAN, [own])
+    first, second = (FeatureStream(SYNTH, LEAN, bars.width_ns, [own]) for _ in range(2))
+    head = first.extend(bars.slice(0, 200))
+    second.restore(first.snapshot())
+    joined = concatenate([head, second.extend(bars.slice(200, len(bars)))])
+    np.testing.assert_array_equal(joined.base["a"], whole.base["a"])
+
+
+def test_a_state_whose_arrays_share_memory_is_refused(tmp_path: Path) -> None:
+    """Restored, each would have its own: live would no longer equal history."""
+    source = (HEAD + "from typing import Any, NamedTuple\nclass S(NamedTuple):\n    ring: Any\n    newest: Any\n"
+              + "def new():\n    ring = np.zeros(9)\n    return S(ring, ring[:1])\n" + COUNT
+              + "INDICATOR = Indicator('a', ('a',), new, update)\n")
+    with pytest.raises(UserError, match="share memory, and would no longer once restored"):
+        load_indicator(saved(tmp_path, source))
+
+
+def test_an_own_indicator_travels_as_its_file(tmp_path: Path, bars: Bars) -> None:
+    path = saved(tmp_path, EXAMPLE.read_text())
+    own = load_indicator(path)
+    assert isinstance(own, Indicator)
+    packed = pickle.dumps(own)
+    path.unlink()
+    there = pickle.loads(packed)
+    assert there.version == own.version
+    np.testing.assert_array_equal(build(bars, SYNTH, LEAN, [there]).base[own.columns[0]],
+                                  build(bars, SYNTH, LEAN, [own]).base[own.columns[0]])
