@@ -28,8 +28,8 @@ import pandas as pd
 
 from algospace.errors import InputError
 from algospace.marketdata.continuous import continuous
-from algospace.marketdata.expiries import read_table
 from algospace.marketdata.schema import PRICES
+from algospace.marketdata.side_tables import parse_times, read_table
 from algospace.types import Bars, BoolArray, FloatArray, Int32Array, IntArray
 
 Units = Literal["value", "shares"]
@@ -71,8 +71,11 @@ def read_weights(path: Path | str) -> list[Rebalance]:
     """
     path = Path(path)
     frame = read_table(path, ("effective_utc", "constituent", "weight"), "a table of weights")
-    effective = _times(path, frame, "effective_utc")
-    published = _times(path, frame, "published_utc") if "published_utc" in frame else effective
+    effective = parse_times(path, frame["effective_utc"])
+    published = effective
+    if "published_utc" in frame:
+        _require(path, ~frame["published_utc"].isna(), "published_utc is empty", "fill it, or drop the column")
+        published = parse_times(path, frame["published_utc"])
     weight = pd.to_numeric(frame["weight"], errors="coerce").to_numpy(np.float64)
     _require(path, np.isfinite(weight) & (weight >= 0), "a weight is negative or no number",
              "give weights from 0 up")
@@ -244,12 +247,6 @@ def _checked(constituents: Mapping[str, Bars], weights: Sequence[Rebalance], bas
         _require(f"{name} bars", (bars.low > 0) & (bars.high < np.inf), "a price is NaN, infinite or not positive",
                  "repair or drop the row")
     return sorted(weights, key=lambda step: (step.effective, step.published))
-
-
-def _times(path: Path, frame: pd.DataFrame, name: str) -> IntArray:
-    parsed = pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
-    _require(path, ~parsed.isna().to_numpy(), f"{name} cannot be read as a time", "write 2020-06-28 22:00:00")
-    return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
 
 
 def _require(where: object, fine: object, rule: str, fix: str) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from algospace.errors import InputError
+from algospace.marketdata.side_tables import parse_times
 from algospace.types import BoolArray, FloatArray, Int32Array, IntArray
 
 ROLL_TABLE = "contracts.csv"
@@ -57,14 +58,13 @@ def _read_roll_table(path: Path) -> tuple[list[str], IntArray, IntArray]:
             raise InputError(path, f"a roll table needs a column {known[0]}", f"name one of: {', '.join(known)}",
                              row=1)
         columns.append(table[name])
-    try:
-        first, last = (pd.to_datetime(column, utc=True).dt.tz_localize(None).astype("datetime64[ns]")
-                       for column in columns[1:])
-    except ValueError as error:
-        raise InputError(path, f"a time cannot be read ({error})", "write times as 2020-06-28 22:00:00") from None
-    order = np.argsort(first.to_numpy(), kind="stable")
-    return ([str(columns[0].iloc[k]) for k in order], first.to_numpy().astype(np.int64)[order],
-            last.to_numpy().astype(np.int64)[order])
+    for column in columns:
+        if column.isna().any():
+            raise InputError(path, f"{column.name} is empty", "fill it or drop the line",
+                             row=int(np.argmax(column.isna())) + 2)
+    first, last = (parse_times(path, column) for column in columns[1:])
+    order = np.argsort(first, kind="stable")
+    return [str(columns[0].iloc[k]).strip() for k in order], first[order], last[order]
 
 
 def overlapping(ts_open: IntArray, contract: Int32Array) -> int:

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from pandas.tseries.holiday import (
     AbstractHolidayCalendar,
     GoodFriday,
@@ -31,6 +30,7 @@ from pandas.tseries.holiday import (
 from algospace.errors import ConfigError, InputError
 from algospace.instruments import Instrument
 from algospace.marketdata.contracts import contract_month
+from algospace.marketdata.side_tables import parse_dates, read_table
 from algospace.types import AnyArray, Int32Array, IntArray
 
 EQUITY_INDEX_FUTURES = ("ES", "NQ", "YM", "RTY", "MES", "MNQ")
@@ -107,38 +107,12 @@ def _by_rule(name: str, rows: IntArray) -> date | None:
 def _from_table(path: Path, names: Sequence[str]) -> IntArray:
     frame = read_table(path, ("contract", "expiry"), "an expiry table")
     days = parse_dates(path, frame["expiry"])
-    by_name = dict(zip(frame["contract"].str.strip(), days, strict=True))
+    contracts = frame["contract"].str.strip()
+    if contracts.duplicated().any():
+        row = int(np.argmax(contracts.duplicated()))
+        raise InputError(path, f"{contracts.iloc[row]} has two expiries", "keep one", row=row + 2)
+    by_name = dict(zip(contracts, days, strict=True))
     missing = [name for name in names if name not in by_name]
     if missing:
         raise InputError(path, f"no expiry of contract {missing[0]}", "add a line for each contract of the data")
     return np.array([by_name[name] for name in names], np.int64)
-
-
-def read_table(path: Path, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """A CSV as text with the given columns; InputError in one line."""
-    try:
-        frame = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not a readable table ({' '.join(str(error).split())})",
-                         f"give a CSV with {', '.join(columns)}") from None
-    frame.columns = pd.Index([str(name).strip().lower() for name in frame.columns])
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise InputError(path, f"{what} needs a column {missing[0]} (found: {', '.join(frame.columns)})",
-                         f"give a CSV with {', '.join(columns)}", row=1)
-    holes = frame[list(columns)].isna().any(axis=1).to_numpy()
-    if holes.any():
-        raise InputError(path, "an empty field", "fill it or drop the line", row=int(np.argmax(holes)) + 2)
-    if frame.empty:
-        raise InputError(path, "no rows", f"give a CSV with {', '.join(columns)}")
-    return frame
-
-
-def parse_dates(path: Path, column: pd.Series) -> IntArray:
-    """Days since 1970 of ISO dates; InputError names the first row that is none."""
-    parsed = pd.to_datetime(column, format="%Y-%m-%d", errors="coerce")
-    bad = parsed.isna().to_numpy()
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(path, f"'{column.iloc[row]}' is no date", "write dates as 2024-12-20", row=row + 2)
-    return parsed.to_numpy().astype("datetime64[D]").astype(np.int64)

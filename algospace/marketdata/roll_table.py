@@ -16,6 +16,7 @@ import pandas as pd
 from algospace.errors import InputError
 from algospace.files import write_text
 from algospace.marketdata.contracts import FIRST_NAMES, LAST_NAMES, NAME_NAMES
+from algospace.marketdata.side_tables import parse_times
 from algospace.types import FloatArray, IntArray
 
 RATIO_NAMES = ("roll_ratio_to_next", "ratio_to_next", "roll_ratio")
@@ -96,10 +97,7 @@ def _column(path: Path, frame: pd.DataFrame, known: tuple[str, ...]) -> pd.Serie
 
 
 def _times(path: Path, frame: pd.DataFrame, known: tuple[str, ...]) -> IntArray:
-    column = _column(path, frame, known)
-    parsed = pd.to_datetime(column, utc=True, format="ISO8601", errors="coerce")
-    _require(path, ~parsed.isna().to_numpy(), "a time cannot be read", "write times as 2020-06-28 22:00:00")
-    return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
+    return parse_times(path, _column(path, frame, known))
 
 
 def _in_order(path: Path, frame: pd.DataFrame, first: IntArray, last: IntArray) -> RollSchedule:

@@ -20,14 +20,9 @@ from algospace.config import FrozenConfig
 from algospace.errors import InputError
 from algospace.instruments import Instrument, Session
 from algospace.marketdata.contracts import expiry_ranks, follow_largest
-from algospace.marketdata.expiries import (
-    business_days_before,
-    expiry_days,
-    known_expiry_days,
-    parse_dates,
-    read_table,
-)
+from algospace.marketdata.expiries import business_days_before, expiry_days, known_expiry_days
 from algospace.marketdata.roll_table import RollSchedule, read_roll_dates
+from algospace.marketdata.side_tables import parse_dates, read_table
 from algospace.types import DAY_NS, HOUR_NS, BoolArray, FloatArray, Int32Array, IntArray
 
 
@@ -247,4 +242,7 @@ def _by_dates(rule: DatesRoll, rows: ContractRows, session: Session) -> RollSche
     if latest < 0:
         raise InputError(rule.table, f"none of its contracts is in the data ({rows.names[0]} …)",
                          "name contracts as the data does")
+    if not front_rows(schedule, rows).any():
+        raise InputError(rule.table, "no row of the data is of the contract that it names for its time",
+                         "correct its dates, or give the contracts that the data has")
     return schedule

@@ -141,7 +141,10 @@ def test_weights_from_a_file_and_its_faults(tmp_path: Path):
     for text, words in [
         (header + "2024-01-02,a,-1\n", "row 2: a weight is negative or no number"),
         (header + "2024-01-02,a,1\n2024-01-02,a,2\n", "row 3: a has two weights at one time"),
-        (header + "noon,a,1\n", "row 2: effective_utc cannot be read"),
+        (header + "noon,a,1\n", "row 2: 'noon' is no time"),
+        (header + "2024-01-02,a,1\n9999-12-31,b,1\n", "row 3: '9999-12-31' is no time between 1678 and 2261"),
+        ("published_utc," + header + "2024-01-01,2024-01-02,a,1\n,2024-02-02,a,1\n",
+         "row 3: published_utc is empty"),
         ("constituent,weight\na,1\n", "row 1: a table of weights needs a column effective_utc"),
         (header, "no rows"),
     ]:

@@ -12,6 +12,7 @@ import pytest
 from algospace.errors import ConfigError, InputError
 from algospace.instruments import CME, instrument
 from algospace.marketdata import ImportOptions, import_file
+from algospace.marketdata.contracts import from_roll_table
 from algospace.marketdata.expiries import business_days_before, third_friday
 from algospace.marketdata.roll_table import RollSchedule, read_roll_table, write_roll_table
 from algospace.marketdata.rolls import (
@@ -96,6 +97,9 @@ def test_an_expiry_table_replaces_the_rule(tmp_path: Path):
     path.write_text("contract,expiry\nESH5,12/03/2025\nESM5,2025-06-20\n")
     with pytest.raises(InputError, match=r"row 2: '12/03/2025' is no date; write dates as 2024-12-20"):
         choose_front(ExpiryRoll(table=path), rows(), ES)
+    path.write_text("contract,expiry\nESH5,2025-03-12\nESM5,2025-06-20\nESH5,2025-03-21\n")
+    with pytest.raises(InputError, match="row 4: ESH5 has two expiries"):
+        choose_front(ExpiryRoll(table=path), rows(), ES)
     with pytest.raises(ConfigError, match="no expiry rule for CL"):
         choose_front(ExpiryRoll(), rows(), CL)
 
@@ -117,7 +121,9 @@ def test_a_plain_date_is_the_start_of_its_trading_day_and_a_time_an_instant(tmp_
     ("contract,first_ts_utc\nESM5,2025-03-01\nESH5,2025-03-12\n", "row 3: rolls back to ESH5"),
     ("contract,first_ts_utc\nNQH5,2025-03-01\n", "none of its contracts is in the data"),
     ("contract,first_ts_utc\nESH5,2025-03-12\nESM5,2025-03-01\n", "row 3: the contract does not begin after"),
-    ("contract,first_ts_utc\nESH5,soon\n", "row 2: a time cannot be read"),
+    ("contract,first_ts_utc\nESH5,soon\n", "row 2: 'soon' is no time"),
+    ("contract,first_ts_utc\nESH5,2025-03-01\nESM5,9999-12-31\n", "row 3: '9999-12-31' is no time"),
+    ("contract,first_ts_utc\nESZ4,2024-12-13\nESM5,2099-03-01\n", "no row of the data is of the contract"),
     ("contract\nESH5\n", "row 1: a roll table needs a column first_ts_utc"),
     ("contract,first_ts_utc\nESH5,\n", "row 2: first_ts_utc is empty"),
     ("contract,first_ts_utc\n", "without rows"),
@@ -165,6 +171,22 @@ def test_a_schedule_survives_its_file(tmp_path: Path):
     assert read.contracts == schedule.contracts
     for name in ("first_ts", "last_ts", "ratio_to_next"):
         np.testing.assert_array_equal(getattr(read, name), getattr(schedule, name))
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("ESH5,2025-03-01,soon", "row 2: 'soon' is no time"),
+    ("ESH5,2025-03-01,9999-12-31", "row 2: '9999-12-31' is no time between 1678 and 2261"),
+    ("ESH5,3/1/2025,2025-03-12", "row 2: '3/1/2025' is no time"),
+    ("ESH5,2025-03-01,", "row 2: last_ts_utc is empty"),
+    (",2025-03-01,2025-03-12", "row 2: contract is empty"),
+])
+def test_a_faulty_roll_table_is_one_line(tmp_path: Path, line: str, words: str):
+    """The importer's reader and the schedule's refuse the same."""
+    path = tmp_path / "contracts.csv"
+    path.write_text(f"contract,first_ts_utc,last_ts_utc\n{line}\n")
+    for read in (read_roll_table, lambda table: from_roll_table(table, rows().ts_open)):
+        with pytest.raises(InputError, match=words):
+            read(path)
 
 
 def test_trading_days_start_in_the_evening_before_across_a_clock_change():

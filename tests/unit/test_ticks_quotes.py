@@ -79,8 +79,10 @@ def test_sizes_may_be_absent(tmp_path: Path) -> None:
 def test_databentos_fixed_point_quotes_are_read_in_points(tmp_path: Path, kind: str) -> None:
     bid = np.array([20_000.25, 20_000.5, 20_000.0])
     data = pd.DataFrame({"ts_recv": START + np.arange(3), "ts_event": START + np.arange(3), "rtype": 1,
-                         "action": "A", "price": (bid * 1e9).astype(np.int64), "bid_px_00": (bid * 1e9).astype(np.int64),
-                         "ask_px_00": ((bid + 0.25) * 1e9).astype(np.int64), "bid_sz_00": 2, "ask_sz_00": 3})
+                         "action": "A", "price": (bid * 1e9).astype(np.int64),
+                         "bid_px_00": (bid * 1e9).astype(np.int64),
+                         "ask_px_00": ((bid + 0.25) * 1e9).astype(np.int64),
+                         "bid_sz_00": 2, "ask_sz_00": 3})
     data.loc[1, "ask_px_00"] = 2**63 - 1  # one side of the book is empty
     path = tmp_path / f"mbp.{kind}"
     data.to_parquet(path) if kind == "parquet" else data.to_csv(path, index=False)
