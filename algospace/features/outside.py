@@ -38,11 +38,12 @@ import numpy as np
 from algospace.features.outside_series import (
     OutsideKey,
     OutsideSeries,
+    column_names,
     daily_publications,
     load_outside,
     outside_series,
 )
-from algospace.features.outside_states import NEVER, OutsideConfig, column_names, new_state
+from algospace.features.outside_states import NEVER, OutsideConfig, new_state
 from algospace.types import FloatArray, IntArray
 
 __all__ = [

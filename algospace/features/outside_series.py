@@ -19,6 +19,8 @@ _HEADER_LINES = 2  # data row 0 is line 2
 _REQUIRED = ("published", "name", "value")
 _OPTIONAL = ("event", "kind", "tenor", "delta")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+# what int64 nanoseconds can hold, in whole years
+_FIRST_TIME, _END_TIME = pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC")
 _ZONE = re.compile(r"(Z|[+-]\d\d:?\d\d|UTC)\s*$")
 
 
@@ -28,6 +30,13 @@ class OutsideKey:
 
     name: str
     kind: str
+
+
+def column_names(key: OutsideKey) -> tuple[str, ...]:
+    """The columns of one series."""
+    suffixes = {"level": ("", "_age"), "score": ("", "_age"), "event": ("_since", "_until"),
+                "corporate_action": ("_factor", "_pending", "_until")}
+    return tuple(key.name + suffix for suffix in suffixes[key.kind])
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ def outside_series(frame: pd.DataFrame, source: Path | str = "publications") -> 
     keys = rules.keys(frame)
     names = tuple(sorted(set(keys)))
     rules.require(_one_kind_each(names, keys), "the series appears with two kinds", "give each its own name")
+    rules.require(_own_columns(names, keys), "a column of the series is one of another series, too",
+                  "give one of them another name")
     place = {key: i for i, key in enumerate(names)}
     key = np.array([place[k] for k in keys], np.int64)
     kinds = np.array([k.kind for k in keys])
@@ -162,6 +173,8 @@ class _Rules:
         if default is None:
             self.require(~absent, f"'{name}' is missing", fix)
             default = np.zeros(len(column), np.int64)
+        inside = ((stamps >= _FIRST_TIME) & (stamps < _END_TIME)).to_numpy()
+        self.require(inside | absent, f"'{name}' lies outside the years 1678 to 2261", fix)
         ns = stamps.dt.tz_convert("UTC").dt.as_unit("ns").astype("int64").to_numpy()
         return np.where(absent, default, ns).astype(np.int64)
 
@@ -207,6 +220,13 @@ def _one_kind_each(names: Sequence[OutsideKey], keys: Sequence[OutsideKey]) -> B
     for key in keys:
         first.setdefault(key.name, key)
     clash = {key for key in names if first[key.name] != key}
+    return np.array([key not in clash for key in keys], np.bool_)
+
+
+def _own_columns(names: Sequence[OutsideKey], keys: Sequence[OutsideKey]) -> BoolArray:
+    """False for rows of a series that takes a column of another, as a series x_age takes that of x."""
+    owner: dict[str, OutsideKey] = {}
+    clash = {key for key in names for column in column_names(key) if owner.setdefault(column, key) != key}
     return np.array([key not in clash for key in keys], np.bool_)
 
 

@@ -36,13 +36,6 @@ class State(Protocol):
         """Columns (n,) at times (n,) at or after the last publication and before the next."""
 
 
-def column_names(key: OutsideKey) -> tuple[str, ...]:
-    """The columns of one series."""
-    suffixes = {"level": ("", "_age"), "score": ("", "_age"), "event": ("_since", "_until"),
-                "corporate_action": ("_factor", "_pending", "_until")}
-    return tuple(key.name + suffix for suffix in suffixes[key.kind])
-
-
 def new_state(key: OutsideKey, config: OutsideConfig) -> State:
     """Before the first publication."""
     makers: dict[str, Callable[[OutsideConfig], State]] = {

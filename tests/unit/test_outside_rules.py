@@ -72,6 +72,10 @@ FAULTS = {
     "kind": ("published,name,value,kind\n2024-05-01T10:00:00Z,x,1,rumour\n", "row 2", "unknown kind 'rumour'"),
     "two kinds": ("published,name,value,kind\n2024-05-01T10:00:00Z,x,1,level\n2024-05-01T11:00:00Z,x,1,score\n",
                   "row 3", "appears with two kinds"),
+    "two series, one column": ("published,name,value\n2024-05-01T10:00:00Z,x,1\n2024-05-01T11:00:00Z,x_age,1\n",
+                               "row 3", "a column of the series is one of another series"),
+    "beyond int64": ("published,name,value\n9999-12-31T10:00:00Z,x,1\n", "row 2",
+                     "'published' lies outside the years 1678 to 2261"),
     "contradiction": ("published,name,value\n2024-05-01T10:00:00Z,x,1\n2024-05-01T10:00:00Z,x,2\n", "row",
                       "another value for the same event"),
     "factor": ("published,name,value,kind\n2024-05-01T10:00:00Z,x,-2,corporate_action\n", "row 2",
@@ -103,6 +107,11 @@ def test_a_parquet_file_without_zone_or_damaged_is_refused(tmp_path: Path) -> No
     path = tmp_path / "outside.parquet"
     pd.DataFrame({"published": [at(1).tz_localize(None)], "name": "x", "value": 1.0}).to_parquet(path)
     with pytest.raises(InputError, match="'published' has no time zone"):
+        load_outside(path)
+    far = pd.Series(["2024-05-01", "9999-12-31"], dtype="datetime64[us]").dt.tz_localize("UTC")
+    frame = pd.DataFrame({"published": at(1), "event": far, "name": "x", "value": 1.0})
+    frame.to_parquet(path)
+    with pytest.raises(InputError, match="row 3: 'event' lies outside the years 1678 to 2261"):
         load_outside(path)
     path.write_bytes(b"PAR1 damaged")
     with pytest.raises(InputError, match="not readable"):
