@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from algospace.errors import ConfigError, InputError
+from algospace.clock import LiveClock
+from algospace.errors import ConfigError, InputError, InternalError
 from algospace.events import UNKNOWN_TIME, EventBus, NewTick, TimeAdvanced
-from algospace.marketdata.feeds import Feed, MarketEvent, QueueFeed, Recorder, ReplayFeed, read_recording
+from algospace.kernel import Kernel
+from algospace.marketdata.feeds import (
+    DataHandler,
+    Feed,
+    MarketEvent,
+    QueueFeed,
+    Recorder,
+    ReplayFeed,
+    read_recording,
+)
 from algospace.marketdata.feeds.protocol import received_at
 from algospace.marketdata.synthetic import generate
 from algospace.types import MINUTE_NS, SECOND_NS, Ticks
@@ -127,6 +138,83 @@ def test_without_receive_times_a_tick_is_received_with_the_latest_valid_one_befo
     data = Ticks(DAY0 + np.array([90, 10, 99, 5, 20]), prices, np.ones(5))
     recv = [event.ts_recv - DAY0 for event in drain(ReplayFeed("ES", data), SECOND_NS)]  # type: ignore[union-attr]
     assert recv == [10, 10, 10, 10, 20]
+
+
+class SetClock:
+    """A machine's clock that stands where it was set."""
+
+    def __init__(self) -> None:
+        self.now = DAY0
+
+    def now_ns(self) -> int:
+        return self.now
+
+
+def test_a_pushed_event_keeps_the_time_at_which_it_came_however_long_nobody_read() -> None:
+    clock = SetClock()
+    feed = QueueFeed("ES", clock)
+    feed.connect()
+    for second in (1, 2, 400):
+        clock.now = DAY0 + second * SECOND_NS
+        feed.put(NewTick("ES", DAY0, 1.0))
+    clock.now = DAY0 + 1000 * SECOND_NS
+    until = DAY0 + 300 * SECOND_NS
+    events = feed.poll(until)
+    assert events is not None
+    assert [(e.ts_recv - DAY0) // SECOND_NS for e in events] == [1, 2]  # type: ignore[union-attr]
+    assert feed.now_ns() == until, "the time passes no event that waits"
+    rest = feed.poll(until + 300 * SECOND_NS)
+    assert rest is not None
+    assert [(e.ts_recv - DAY0) // SECOND_NS for e in rest] == [400]  # type: ignore[union-attr]
+    assert feed.now_ns() == clock.now
+
+
+def test_no_event_of_many_threads_is_lost_or_stamped_behind_the_readers_time() -> None:
+    feed = QueueFeed("ES", LiveClock())
+
+    def push(thread: int) -> None:
+        for i in range(2000):
+            feed.put(NewTick("ES", i, 1.0, contract=thread))
+
+    threads = [threading.Thread(target=push, args=(n,)) for n in range(4)]
+    feed.connect()
+    for thread in threads:
+        thread.start()
+    ender = threading.Thread(target=lambda: ([thread.join() for thread in threads], feed.end()))
+    ender.start()
+    seen: list[NewTick] = []
+    now = feed.now_ns()
+    while (events := feed.poll(now + MINUTE_NS // 60_000)) is not None:
+        for event in events:
+            assert isinstance(event, NewTick)
+            assert event.ts_recv >= now
+            now = event.ts_recv
+            seen.append(event)
+        assert feed.now_ns() >= now
+        now = feed.now_ns()
+    ender.join()
+    for n in range(4):
+        assert [tick.ts for tick in seen if tick.contract == n] == list(range(2000))
+
+
+def test_a_connection_that_broke_does_not_end_as_if_it_were_done() -> None:
+    feed = QueueFeed("ES", SetClock())
+    kernel = Kernel(EventBus())
+    kernel.register("feed", DataHandler(feed, 5 * MINUTE_NS, 0))
+    seen = Collected(kernel.bus, NewTick)
+    feed.put(NewTick("ES", DAY0, 1.0))
+    feed.end(ConnectionError("reset by peer"))
+    with pytest.raises(InternalError, match="'feed' failed in run: reset by peer"), kernel:
+        kernel.run()
+    assert len(seen.events) == 1
+
+
+def test_a_pushed_feed_can_be_connected_again() -> None:
+    feed = QueueFeed("ES", SetClock())
+    for _ in range(2):
+        feed.put(NewTick("ES", DAY0, 1.0))
+        feed.end()
+        assert len(drain(feed, SECOND_NS)) == 1
 
 
 def test_bad_replays_are_refused() -> None:

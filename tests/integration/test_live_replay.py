@@ -150,6 +150,28 @@ def test_a_handler_that_always_fails_does_not_touch_the_chain() -> None:
     assert chain.bus.failures["strategy.NewTick"] == len(data)
 
 
+def test_ticks_that_came_during_start_up_are_not_late() -> None:
+    """They wait in the feed for minutes, over two ends of bars, while history is computed."""
+    class Clock:
+        now = DAY0
+
+        def now_ns(self) -> int:
+            return self.now
+
+    clock = Clock()
+    feed = QueueFeed("ES", clock)
+    chain = build_chain(ES, LEAN, feed=feed)
+    seen = Collected(chain.bus, NewBaseBar)
+    with chain.kernel as kernel:
+        for second in range(0, 660, 10):
+            clock.now = DAY0 + second * SECOND_NS + 1
+            feed.put(NewTick("ES", DAY0 + second * SECOND_NS, 4000.0, 1.0))
+        feed.end()
+        kernel.run()
+    assert [(bar.ts_close - DAY0, bar.volume) for bar in seen.events] == [(WIDTH, 30.0), (2 * WIDTH, 30.0)]
+    assert chain.generator.late == 0
+
+
 def test_a_feed_of_another_symbol_is_refused() -> None:
     with pytest.raises(ConfigError, match="a feed of NQ was given for ES"):
         build_chain(ES, feed=ReplayFeed("NQ", random_ticks(10, 1)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import queue
+import threading
+from collections import deque
 from collections.abc import Iterator
 
 from algospace.clock import Clock
@@ -13,17 +14,22 @@ _LOOK_AROUND_S = 0.05
 
 
 class QueueFeed:
-    """Hands on what was `put`, stamped with the receive time of the moment at which it is handed on.
+    """Hands on what was `put`, stamped with the receive time: the moment of the `put`.
 
-    Stamping in the one thread that also tells the time makes the order of events and clock part of the recording:
-    a replay decides as the live run did. The time never goes back, whatever the machine's clock does.
+    However long the reader was away (a warm-up, a slow handler), an event keeps the time at which it came, and the
+    feed's own time does not pass an event that waits: no bar closes before its ticks were handed on. One lock
+    orders stamps and looks at the clock, so a replay of the stamps decides as the live run did. The time never
+    goes back, whatever the machine's clock does.
     """
 
     def __init__(self, symbol: str, clock: Clock) -> None:
         self._symbol, self._clock = symbol, clock
-        self._last = clock.now_ns()
-        self._queue: queue.SimpleQueue[MarketEvent | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[int, MarketEvent | None]] = deque()
+        self._changed = threading.Condition()
+        self._last = clock.now_ns()  # the latest stamp or look
+        self._now = self._last  # how far the reader is
         self._ended = False
+        self._error: Exception | None = None
 
     @property
     def symbol(self) -> str:
@@ -31,32 +37,63 @@ class QueueFeed:
 
     def put(self, event: MarketEvent) -> None:
         """Give an event to the feed; from any thread."""
-        self._queue.put(event)
+        self._append(event)
 
-    def end(self) -> None:
-        """Nothing more will come; from any thread."""
-        self._queue.put(None)
+    def end(self, error: Exception | None = None) -> None:
+        """Nothing more will come; from any thread. With `error` the reader's `poll` raises it: a connection that
+        broke must not look like a feed that was done."""
+        self._error = error
+        self._append(None)
 
     def connect(self) -> None:
-        self._last = max(self._last, self._clock.now_ns())
+        self._ended = False
+        with self._changed:
+            if not self._waiting:
+                self._now = self._look()
 
     def poll(self, until: int) -> Iterator[MarketEvent] | None:
+        if self._ended and self._error is not None:
+            raise self._error
         return None if self._ended else self._events(until)
 
     def now_ns(self) -> int:
-        self._last = max(self._last, self._clock.now_ns())
-        return self._last
+        return self._now
 
     def close(self) -> None:
         self._ended = True
 
+    def _append(self, event: MarketEvent | None) -> None:
+        with self._changed:
+            self._waiting.append((self._look(), event))
+            self._changed.notify()
+
+    def _look(self) -> int:
+        """The machine's time; only under the lock."""
+        self._last = max(self._last, self._clock.now_ns())
+        return self._last
+
     def _events(self, until: int) -> Iterator[MarketEvent]:
-        while (now := self.now_ns()) < until:
-            try:
-                event = self._queue.get(timeout=min(_LOOK_AROUND_S, (until - now) / 1e9))
-            except queue.Empty:
-                return
-            if event is None:
-                self._ended = True
-                return
-            yield event._replace(ts_recv=self.now_ns()) if isinstance(event, NewTick) else event
+        while (taken := self._take(until)) is not None:
+            yield taken
+
+    def _take(self, until: int) -> MarketEvent | None:
+        """The next event received before `until`, after a short wait for one; None if there is none yet."""
+        with self._changed:
+            if not self._waiting:
+                self._now = self._look()  # nothing earlier can come any more
+                if self._now >= until:
+                    return None
+                self._changed.wait(min(_LOOK_AROUND_S, (until - self._now) / 1e9))
+                if not self._waiting:
+                    self._now = self._look()
+                    return None
+            received, event = self._waiting[0]
+            if received >= until:
+                self._now = max(self._now, until)
+                return None
+            self._waiting.popleft()
+            self._now = max(self._now, received)
+        if event is None:
+            self._ended = True
+            return None
+        return event._replace(ts_recv=received) if isinstance(event, NewTick) else event
