@@ -117,6 +117,12 @@ class BarGenerator(Component):
         if event.now >= self._deadline:
             self._close_by_clock(event.now)
 
+    @property
+    def bar_state(self) -> tuple[AnyArray, AnyArray]:
+        """The records GENERATOR (1,) and AGGREGATOR (1,) behind the last event."""
+        self._take_waiting()
+        return self._generator, self._aggregator
+
     def adopt(self, generator: AnyArray, aggregator: AnyArray) -> None:
         """Continue from the state of another generator (records GENERATOR and AGGREGATOR, copied)."""
         self._waiting = 0
@@ -124,8 +130,8 @@ class BarGenerator(Component):
         self._look_up_limits()
 
     def snapshot(self) -> bytes:
-        self._take_waiting()
-        return pack_arrays(self._identity(), {"generator": self._generator, "aggregator": self._aggregator})
+        generator, aggregator = self.bar_state
+        return pack_arrays(self._identity(), {"generator": generator, "aggregator": aggregator})
 
     def restore(self, blob: bytes) -> None:
         like = {"generator": self._generator, "aggregator": self._aggregator}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, InputError
 from algospace.events import EventBus
 from algospace.features import FeatureConfig, Indicator
 from algospace.features.matrices import MatrixSchema
@@ -29,7 +29,9 @@ HistorySource = History | Callable[[], History]
 class WarmUp(Component):
     """Runs history through the compiled step and hands the state to the chain, open bar included.
 
-    No event is published for it. The first live row then is that of an uninterrupted run, to the bit.
+    No event is published for it. The first live row then is that of an uninterrupted run, to the bit. It goes on
+    from the state that the chain has: behind a restored snapshot, or in a second start, history closes the gap, and
+    what is known already is late.
     """
 
     def __init__(self, source: HistorySource, generator: BarGenerator, engine: IndicatorEngine,
@@ -39,6 +41,9 @@ class WarmUp(Component):
 
     def warm_up(self) -> None:
         history = self._source() if callable(self._source) else self._source
+        if len(history) == 0:
+            raise InputError("history", "no data", "give a range that holds data, or leave the warm-up out")
+        self._engine.stream.bar_state = self._generator.bar_state
         table = self._engine.stream.history(history)
         self._generator.adopt(*self._engine.stream.bar_state)
         if self._matrices is not None:

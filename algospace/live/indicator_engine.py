@@ -31,8 +31,12 @@ class BarStream(FeatureStream):
 
     @property
     def bar_state(self) -> tuple[AnyArray, AnyArray]:
-        """(generator, aggregator) behind the last block of history."""
+        """(generator, aggregator): where the next block of history goes on."""
         return self._state.generator, self._state.aggregator
+
+    @bar_state.setter
+    def bar_state(self, state: tuple[AnyArray, AnyArray]) -> None:
+        self._state.generator[:], self._state.aggregator[:] = state
 
 
 class IndicatorEngine(Component):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algospace.errors import SchemaError
+from algospace.errors import ConfigError, SchemaError
 from algospace.events import IndicatorsReady, MatricesReady, NewBaseBar, NewSlowBar, SynergyDetected
 from algospace.features import FeatureConfig, FeatureTable, Indicator, build
 from algospace.features.matrices import MatrixConfig, MatrixSchema, Normaliser, assemble
@@ -155,6 +155,39 @@ def test_ticks_cut_inside_a_bar_by_snapshot_and_by_warm_up(seed: int, cut: int) 
     warm = run(chain(ticks.take(slice(cut, None)), history=ticks.take(slice(0, cut)))).events
     assert all(map(same, warm, whole[len(whole) - len(warm):]))
     assert len(whole) - len(head) <= len(warm) + 2  # base and 30-minute bar that the clock had closed earlier
+
+
+def test_history_behind_a_restored_snapshot_closes_the_gap_and_repeats_nothing() -> None:
+    bars, _, schema = market()
+    saved = build_chain(SYNTH, FULL, schema, further(), feed=feed(bars, 0, 2000))
+    run(saved)
+    second = build_chain(SYNTH, FULL, schema, further(), feed=feed(bars, 3000), history=bars.slice(1000, 3000))
+    second.kernel.restore(saved.kernel.snapshot())
+    tail, whole = run(second).events, uninterrupted()
+    assert len(tail) > 3000
+    assert all(map(same, tail, whole[len(whole) - len(tail):]))
+    assert second.generator.late == 1000
+
+
+def test_a_second_start_goes_on_where_the_first_run_ended() -> None:
+    bars, _, schema = market()
+    chain = build_chain(SYNTH, FULL, schema, further(), feed=feed(bars, 2000), history=bars.slice(0, 2000))
+    seen = Collected(chain.bus, *KINDS)
+    chain.bus.subscribe(NewBaseBar, lambda bar: chain.kernel.stop() if bar.ts_close == stop_at else None)
+    stop_at = int(bars.ts_open[2777]) + bars.width_ns
+    for _ in range(2):
+        with chain.kernel as kernel:
+            kernel.run()
+    whole = uninterrupted()
+    assert len(seen.events) > 3000
+    assert all(map(same, seen.events, whole[len(whole) - len(seen.events):]))
+
+
+def test_an_empty_history_is_refused_in_one_line() -> None:
+    ticks = random_ticks(10, 1)
+    chain = build_chain(ES, LEAN, history=ticks.take(slice(0, 0)))
+    with pytest.raises(ConfigError, match="failed in warm_up: history: no data; give a range"):
+        chain.kernel.initialize()
 
 
 def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing() -> None:
