@@ -30,8 +30,8 @@ class WarmUp(Component):
     """Runs history through the compiled step and hands the state to the chain, open bar included.
 
     No event is published for it. The first live row then is that of an uninterrupted run, to the bit. It goes on
-    from the state that the chain has: behind a restored snapshot, or in a second start, history closes the gap, and
-    what is known already is late.
+    from the chain's state: behind a restored snapshot, or in a second start, history closes the gap, and what is
+    known already is late.
     """
 
     def __init__(self, source: HistorySource, generator: BarGenerator, engine: IndicatorEngine,
