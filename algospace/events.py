@@ -163,15 +163,14 @@ EventT = TypeVar("EventT")
 Handler = Callable[[Any], None]
 
 
-
-
 class EventBus:
     """Carries events to their subscribers, in one thread.
 
     Dispatch is by the event's exact class, in the order of subscription, once per subscriber. Events that a
     handler publishes are delivered after all handlers of the present event (first in, first out, no recursion). A
     failing handler never reaches the publisher or other handlers: it is counted in `failures`, logged and reported
-    as a SystemErrorEvent, unless it failed at one of those.
+    as a SystemErrorEvent, unless it failed at one of those. It is reported once per published event and whatever
+    that led to: a report whose own consequences fail again comes to an end.
     """
 
     def __init__(self) -> None:
@@ -179,6 +178,7 @@ class EventBus:
         self._handlers: dict[type, tuple[Handler, ...]] = {}
         self._names: dict[tuple[type, Handler], str] = {}
         self._queue: deque[Any] = deque()
+        self._reported: set[str] = set()  # in the present delivery
         self._busy = False
 
     @property
@@ -193,13 +193,20 @@ class EventBus:
         """
         known = self._handlers.get(event, ())
         if handler not in known:
-            self._handlers[event] = (*known, handler)  # a new tuple: a delivery under way keeps its own
             self._names[event, handler] = name or str(getattr(handler, "__qualname__", repr(handler)))
+            self._handlers[event] = (*known, handler)  # a new tuple: a delivery under way keeps its own
 
     def unsubscribe(self, event: type[EventT], handler: Callable[[EventT], None]) -> None:
         """Undo `subscribe`; unknown handlers are ignored."""
         self._handlers[event] = tuple(known for known in self._handlers.get(event, ()) if known != handler)
         self._names.pop((event, handler), None)
+
+    def forget(self, owner: object) -> None:
+        """Unsubscribe every method of `owner`."""
+        for event, handlers in self._handlers.items():
+            for handler in handlers:
+                if getattr(handler, "__self__", None) is owner:
+                    self.unsubscribe(event, handler)
 
     def publish(self, event: Any) -> None:
         """Deliver `event`, or queue it if another one is being delivered."""
@@ -220,6 +227,8 @@ class EventBus:
                 self._drain()
         finally:
             self._busy = False
+            if self._reported:
+                self._reported.clear()
 
     def _drain(self) -> None:
         queue = self._queue
@@ -238,6 +247,7 @@ class EventBus:
         self.failures[name] = count
         if count & (count - 1) == 0:  # at 1, 2, 4, 8 …: a handler that fails at every tick must not flood the log
             _LOG.error("handler failed", handler=name, on=kind.__name__, count=count, exc_info=error)
-        if kind is not SystemErrorEvent:  # a failing reporter would report itself for ever
+        if kind is not SystemErrorEvent and name not in self._reported:
+            self._reported.add(name)
             message = " ".join(str(error).split())
             self._queue.append(SystemErrorEvent(name, kind.__name__, type(error).__name__, message, count))

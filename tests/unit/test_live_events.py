@@ -100,6 +100,48 @@ def test_a_failing_reporter_does_not_report_itself() -> None:
     assert [e.source for e in errors] == ["worker"]
 
 
+def test_a_report_whose_consequences_fail_comes_to_an_end() -> None:
+    """An alert per error, and sending alerts is what fails."""
+    bus, errors = EventBus(), []
+
+    def broken(event: object) -> None:
+        raise RuntimeError("broken")
+
+    bus.subscribe(Ping, broken, "worker")
+    bus.subscribe(SystemErrorEvent, lambda _e: bus.publish(Pong(0)))
+    bus.subscribe(SystemErrorEvent, errors.append)
+    bus.subscribe(Pong, broken, "sender")
+    bus.publish(Ping(1))
+    assert [e.source for e in errors] == ["worker", "sender"]
+    assert bus.failures == {"worker": 1, "sender": 2}
+    bus.publish(Ping(1))
+    assert [e.source for e in errors] == ["worker", "sender"] * 2
+
+
+def test_unsubscribing_in_a_handler_starts_with_the_next_event() -> None:
+    bus, seen = EventBus(), []
+    bus.subscribe(Ping, lambda _e: bus.unsubscribe(Ping, seen.append))
+    bus.subscribe(Ping, seen.append)
+    for number in range(2):
+        bus.publish(Ping(number))
+    assert seen == [Ping(0)]
+
+
+def test_what_cannot_be_a_handler_is_not_half_subscribed() -> None:
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+        calls = 0
+
+        def __call__(self, _event: Ping) -> None:
+            self.calls += 1
+
+    bus, handler = EventBus(), Unhashable()
+    with pytest.raises(TypeError):
+        bus.subscribe(Ping, handler)
+    bus.publish(Ping(1))
+    assert handler.calls == 0
+
+
 def test_subscribing_in_a_handler_starts_with_the_next_event() -> None:
     bus, seen = EventBus(), []
     bus.subscribe(Ping, lambda _e: bus.subscribe(Ping, seen.append))
