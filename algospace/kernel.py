@@ -75,6 +75,7 @@ class Kernel:
         self._components: dict[str, Component] = {}
         self._requires: dict[str, tuple[str, ...]] = {}
         self._started: list[str] = []  # those whose `register` was called, in that order
+        self._stop_reason = ""  # for which the run was asked to end
 
     def register(self, name: str, component: Component | None, requires: Sequence[str] = ()) -> None:
         """Add a component under `name`; those in `requires` start before it and stop after it."""
@@ -152,18 +153,24 @@ class Kernel:
             failure = Failure(name, "run", _reason(error))
             self._report(failure, error)
             raise _as_error(f"run stopped: {failure}", error) from error
-        _LOG.info("kernel run ended", driver=name)
+        _LOG.info("kernel run ended", driver=name, reason=self._stop_reason or "the driver is done")
+        self._stop_reason = ""
 
     def stop(self, reason: str = "stopped") -> None:
         """End `run` in order; safe from a signal handler or another thread, unlike publishing."""
-        _LOG.info("shutdown requested", reason=reason)
+        self._stop_reason = reason  # logged when the run has ended: a signal handler must not log into a line of a log
         for component in self._components.values():
             if isinstance(component, Driver):
                 component.stop()
 
     def shutdown(self) -> list[Failure]:
-        """Shut down what was started, in reverse; every component gets its turn. Returns what failed."""
+        """Shut down what was started, in reverse; every component gets its turn. Returns what failed.
+
+        Ctrl-C frees it from a component that hangs; the others still get their turn before it goes on. Components
+        hear no event any more, so that another kernel may use the bus.
+        """
         failures = []
+        interrupt: BaseException | None = None
         while self._started:
             name = self._started.pop()
             try:
@@ -171,9 +178,15 @@ class Kernel:
             except Exception as error:  # noqa: BLE001 - the others must still get their turn; reported below
                 failures.append(Failure(name, "shutdown", _reason(error)))
                 self._report(failures[-1], error)
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                interrupt = error
+                _LOG.error("component interrupted", component=name, phase="shutdown")
             else:
                 _LOG.info("component stopped", component=name)
-        self.bus.unsubscribe(ShutdownRequest, self._on_shutdown_request)
+            self.bus.forget(self._components[name])
+        self.bus.forget(self)
+        if interrupt is not None:
+            raise interrupt
         return failures
 
     def __enter__(self) -> Kernel:

@@ -139,6 +139,60 @@ def test_an_interrupt_during_start_up_closes_what_is_open() -> None:
     assert log[-2:] == ["b.shutdown", "a.shutdown"]
 
 
+def test_an_interrupt_during_shutdown_frees_from_a_component_and_the_others_get_their_turn() -> None:
+    log: list[str] = []
+    kernel = Kernel(EventBus())
+    stuck = Part("b", log, "shutdown")
+    stuck.error = KeyboardInterrupt()  # type: ignore[assignment]
+    for name, part in (("a", Part("a", log)), ("b", stuck), ("c", Part("c", log))):
+        kernel.register(name, part)
+    kernel.initialize()
+    with pytest.raises(KeyboardInterrupt):
+        kernel.shutdown()
+    assert log[-3:] == ["c.shutdown", "b.shutdown", "a.shutdown"]
+    assert kernel.shutdown() == []
+
+
+def test_components_hear_nothing_behind_their_shutdown_and_hear_again_when_started_again() -> None:
+    class Listener(Component):
+        heard = 0
+
+        def register(self, bus: EventBus) -> None:
+            bus.subscribe(SystemErrorEvent, self.on_error)
+
+        def on_error(self, _event: SystemErrorEvent) -> None:
+            self.heard += 1
+
+    bus, listener = EventBus(), Listener()
+    kernel = Kernel(bus)
+    kernel.register("listener", listener)
+    for _ in range(2):
+        with kernel:
+            bus.publish(SystemErrorEvent("a", "", "", "", 1))
+        bus.publish(SystemErrorEvent("a", "", "", "", 1))
+    assert listener.heard == 2
+
+
+@pytest.mark.parametrize("phase", ["register", "connect", "warm_up", "shutdown"])
+def test_what_a_component_publishes_while_others_start_or_stop_is_delivered(phase: str) -> None:
+    class Speaker(Part):
+        def _step(self, step: str) -> None:
+            if step == phase:
+                bus.publish(ShutdownRequest(step))
+
+    bus, heard, log = EventBus(), [], []
+    bus.subscribe(ShutdownRequest, heard.append)
+    kernel = Kernel(bus)
+    kernel.register("a", Part("a", log))
+    kernel.register("speaker", Speaker("speaker", log))
+    source = Source(bus, ["never published"])
+    kernel.register("source", source)
+    with kernel:
+        kernel.run()
+    assert [e.reason for e in heard] == [phase]
+    assert source.events == ([] if phase == "shutdown" else ["never published"])
+
+
 def test_a_shutdown_request_ends_the_run() -> None:
     bus = EventBus()
     kernel = Kernel(bus)
