@@ -117,6 +117,24 @@ def test_overlaps_are_refused_replaced_or_appended_but_never_guessed(tmp_path: P
     assert (np.diff(appended.read("ES").ts) >= 0).all()
 
 
+def test_a_source_that_names_no_contract_can_hold_the_trades_of_one_that_does(tmp_path: Path) -> None:
+    """The same trades, once from a file with a symbol and once from one without, must not be there twice."""
+    unnamed, named = make(seed=1), replace(make(500, START + 250 * 20 * SECOND_NS, seed=2),
+                                           contract=np.zeros(500, np.int32))
+    expected = np.r_[unnamed.price[:250], named.price, unnamed.price[750:]]
+    writes = [("whole", unnamed, ()), ("part", named, ("ESH4",))]
+    for k, ((_, *held), (name, *fresh)) in enumerate([writes, writes[::-1]]):
+        catalog = TickCatalog(tmp_path / str(k))
+        catalog.write("ES", *held, source="a")
+        with pytest.raises(InputError, match=f"{name} .* overlaps the ticks of a"):
+            catalog.write("ES", *fresh, source=name)
+        catalog.write("ES", *fresh, source=name, overlap="replace")
+        settled = snapshot(tmp_path / str(k))
+        assert catalog.write("ES", *fresh, source=name).days == 0
+        assert snapshot(tmp_path / str(k)) == settled
+        np.testing.assert_array_equal(catalog.read("ES").price, unnamed.price if k else expected)
+
+
 def test_a_newer_file_of_the_same_name_replaces_its_own_time_only(tmp_path: Path) -> None:
     first = make()
     newer = replace(first.take(slice(200, 1000)), price=first.price[200:] + 1)

@@ -112,14 +112,20 @@ def _dropped(table: pa.Table, number: int, displaced: Sequence[int], spans: dict
         ts = stamps(table.column("ts"))
         names: AnyArray = np.array([name or _NO_CONTRACT for name in contract_names(table)], dtype=object)
         for contract, (first, last) in spans.items():
-            drop |= doubtful & (names == contract) & (ts >= first) & (ts <= last)
+            alike = (names == contract) | (names == _NO_CONTRACT) | (contract == _NO_CONTRACT)
+            drop |= doubtful & alike & (ts >= first) & (ts <= last)
     return drop
+
+
+def _alike(contract: str, other: str) -> bool:
+    """Whether ticks under two names can be the same trades; a source that names no contract can hold any."""
+    return contract == other or _NO_CONTRACT in (contract, other)
 
 
 def _overlaps(held: dict[str, list[list[int]]], spans: dict[str, Span]) -> bool:
     """Whether they share more than an instant at which one ends and the other begins."""
-    return any((a < last and first < b) or (a, b) == (first, last)
-               for contract, (first, last) in spans.items() for a, b in held.get(contract, []))
+    return any(_alike(contract, name) and ((a < last and first < b) or (a, b) == (first, last))
+               for contract, (first, last) in spans.items() for name, parts in held.items() for a, b in parts)
 
 
 def _covers(held: dict[str, list[list[int]]], spans: dict[str, Span]) -> bool:
@@ -130,18 +136,22 @@ def _covers(held: dict[str, list[list[int]]], spans: dict[str, Span]) -> bool:
 def _without(held: dict[str, list[list[int]]], spans: dict[str, Span]) -> dict[str, list[list[int]]]:
     """Held spans less the displaced time."""
     left: dict[str, list[list[int]]] = {}
-    for contract, parts in held.items():
-        first, last = spans.get(contract, (0, -1))
-        pieces = []
-        for a, b in parts:
-            if last < first or b < first or last < a:
-                pieces.append([a, b])
-                continue
-            pieces += [[a, first]] if a < first else []
-            pieces += [[last, b]] if last < b else []
+    for name, parts in held.items():
+        pieces = parts
+        for contract, span in spans.items():
+            if _alike(contract, name):
+                pieces = [piece for part in pieces for piece in _less(part, span)]
         if pieces:
-            left[contract] = pieces
+            left[name] = pieces
     return left
+
+
+def _less(part: list[int], span: Span) -> list[list[int]]:
+    """What lies of a held span before and after the displaced one."""
+    (a, b), (first, last) = part, span
+    if b < first or last < a:
+        return [part]
+    return ([[a, first]] if a < first else []) + ([[last, b]] if last < b else [])
 
 
 def _whole(spans: dict[str, Span]) -> Span:
