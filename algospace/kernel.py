@@ -158,7 +158,7 @@ class Kernel:
 
     def stop(self, reason: str = "stopped") -> None:
         """End `run` in order; safe from a signal handler or another thread, unlike publishing."""
-        self._stop_reason = reason  # logged when the run has ended: a signal handler must not log into a line of a log
+        self._stop_reason = reason  # logged when the run has ended: a signal handler may interrupt a log's line
         for component in self._components.values():
             if isinstance(component, Driver):
                 component.stop()
