@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,6 +266,73 @@ def test_ticks_wait_in_memory_while_the_disk_fails_and_are_written_later(tmp_pat
     bus.publish(TimeAdvanced(DAY0 + 2 * SECOND_NS))
     assert len(read_recording(folder, "ES")) == 25
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def record(folder: Path, symbol: str, first: int, n: int) -> None:
+    """Prices first, first + 1, … in parts of two."""
+    recorder = Recorder(symbol, folder, rows=2)
+    recorder.connect()
+    for i in range(n):
+        recorder.on_tick(NewTick(symbol, DAY0 + i, float(first + i)))
+    recorder.shutdown()
+
+
+def test_a_recording_goes_on_behind_the_last_part_and_replaces_none(tmp_path: Path) -> None:
+    record(tmp_path, "ES", 1, 8)
+    (tmp_path / "ES.00000001.ticks.parquet").unlink()  # someone moved a part away
+    record(tmp_path, "ES", 100, 2)
+    assert read_recording(tmp_path, "ES").price.tolist() == [1.0, 2.0, 5.0, 6.0, 7.0, 8.0, 100.0, 101.0]
+    both = [Recorder("ES", tmp_path, rows=2) for _ in range(2)]
+    for recorder in both:
+        recorder.connect()
+    for i in range(4):
+        both[i // 2].on_tick(NewTick("ES", DAY0, 200.0 + i))
+    assert read_recording(tmp_path, "ES").price.tolist()[-4:] == [200.0, 201.0, 202.0, 203.0]
+
+
+def test_a_recording_holds_its_own_symbol_only(tmp_path: Path) -> None:
+    for first, symbol in ((1, "ES"), (2, "ES.F"), (3, "E*")):
+        record(tmp_path, symbol, first, 1)
+    for first, symbol in ((1, "ES"), (2, "ES.F"), (3, "E*")):
+        assert read_recording(tmp_path, symbol).price.tolist() == [float(first)]
+    with pytest.raises(ConfigError, match="without a separator"):
+        Recorder("BTC/USDT", tmp_path)
+
+
+@pytest.mark.parametrize("bad", [{"contract": 2**40}, {"aggressor": 300}, {"ts": 1.5}, {"price": "3"}])
+def test_a_tick_that_does_not_fit_fails_alone(tmp_path: Path, bad: dict[str, object]) -> None:
+    bus, recorder = EventBus(), Recorder("ES", tmp_path, rows=3)
+    recorder.register(bus)
+    recorder.connect()
+    bus.publish(NewTick("ES", DAY0, 1.0)._replace(**bad))
+    for i in range(6):
+        bus.publish(NewTick("ES", DAY0 + i, 1.0))
+    assert bus.failures == {"recorder.on_tick": 1}
+    assert len(read_recording(tmp_path, "ES")) == 6
+
+
+def test_a_recorder_killed_while_it_writes_leaves_whole_parts(tmp_path: Path) -> None:
+    script = f"""
+from algospace.events import NewTick
+from algospace.marketdata.feeds import Recorder
+recorder = Recorder("ES", {str(tmp_path)!r}, rows=50)
+recorder.connect()
+for i in range(10**9):
+    recorder.on_tick(NewTick("ES", i, 1.0 + i))
+"""
+    for wait in (0.0, 0.013):
+        process = subprocess.Popen([sys.executable, "-c", script])
+        parts = len(list(tmp_path.glob("ES.*")))
+        while len(list(tmp_path.glob("ES.*"))) < parts + 3:
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        seen = read_recording(tmp_path, "ES")
+        assert len(seen) % 50 == 0
+        runs = np.split(seen.ts, np.flatnonzero(seen.ts == 0))[1:]
+        for run in runs:
+            assert run.tolist() == list(range(run.size))
 
 
 def test_an_absent_or_damaged_recording_is_one_line(tmp_path: Path) -> None:

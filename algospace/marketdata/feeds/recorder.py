@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from struct import Struct
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algospace.errors import InputError
+from algospace.errors import ConfigError, InputError
 from algospace.events import EventBus, NewTick, TimeAdvanced
 from algospace.files import atomic_path
 from algospace.kernel import Component
@@ -20,20 +20,27 @@ RECORD_SCHEMA = pa.schema([
     ("ts", _TIME), ("price", pa.float64()), ("size", pa.float64()), ("contract", pa.int32()), ("ts_recv", _TIME),
     ("bid", pa.float64()), ("ask", pa.float64()), ("aggressor", pa.int8()),
 ])  # fmt: skip
-_DTYPES: dict[str, Any] = {"ts": np.int64, "ts_recv": np.int64, "contract": np.int32, "aggressor": np.int8}
+# A waiting tick, in the order of NewTick; packing refuses whatever does not fit, as the bar generator does.
+_TICK = np.dtype([("ts", "<i8"), ("price", "<f8"), ("size", "<f8"), ("contract", "<i4"), ("ts_recv", "<i8"),
+                  ("bid", "<f8"), ("ask", "<f8"), ("aggressor", "i1")])  # fmt: skip
+_pack_tick = Struct("<qddiqddb").pack
+_SUFFIX = ".ticks.parquet"
 
 
 class Recorder(Component):
     """Writes the ticks of `symbol`, late and invalid ones too, to `folder`.
 
-    A part is written every `rows` ticks, when `every_ns` have passed, and at shutdown. A part that cannot be
-    written stays in memory and is tried again with the next; the failure is reported as any handler's is.
+    A part is written every `rows` ticks, when `every_ns` have passed, and at shutdown, behind the parts that the
+    folder has: no part is ever replaced. A part that cannot be written stays in memory and is tried again with the
+    next; the failure is reported as any handler's is. Source bars are not recorded.
     """
 
     def __init__(self, symbol: str, folder: Path | str, rows: int = 1 << 16, every_ns: int = MINUTE_NS) -> None:
+        if Path(symbol).name != symbol:
+            raise ConfigError(f"recording of '{symbol}': the symbol names files; give one without a separator")
         self.symbol, self.folder = symbol, Path(folder)
         self._rows, self._every = rows, every_ns
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting = bytearray()  # records of _TICK
         self._write_at = rows
         self._written_until = 0
         self._part = 0
@@ -44,16 +51,14 @@ class Recorder(Component):
 
     def connect(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._part = len(_parts(self.folder, self.symbol))
+        self._part = max(_parts(self.folder, self.symbol), default=-1) + 1
 
     def on_tick(self, tick: NewTick) -> None:
         """Keep one tick."""
         if tick.symbol != self.symbol:
             return
-        # Converted here, so that a tick of the wrong types fails alone.
-        self._waiting.append((int(tick.ts), float(tick.price), float(tick.size), int(tick.contract),
-                              int(tick.ts_recv), float(tick.bid), float(tick.ask), int(tick.aggressor)))
-        if len(self._waiting) >= self._write_at:
+        self._waiting += _pack_tick(*tick[1:])  # here, so that a tick of the wrong types fails alone
+        if len(self._waiting) >= self._write_at * _TICK.itemsize:
             self.flush()
 
     def on_time(self, event: TimeAdvanced) -> None:
@@ -66,15 +71,20 @@ class Recorder(Component):
         """Write what waits as one part."""
         if not self._waiting:
             return
-        self._write_at = len(self._waiting) + self._rows  # if this fails, not again at the very next tick
-        columns = zip(*self._waiting, strict=True)
-        arrays = [pa.array(np.array(column, _DTYPES.get(field.name, np.float64)), field.type)
-                  for field, column in zip(RECORD_SCHEMA, columns, strict=True)]  # fmt: skip
-        with atomic_path(self.folder / f"{self.symbol}.{self._part:08d}.ticks.parquet") as part:
+        ticks = np.frombuffer(bytes(self._waiting), _TICK)
+        self._write_at = ticks.size + self._rows  # if this fails, not again at the very next tick
+        arrays = [pa.array(np.ascontiguousarray(ticks[field.name]), field.type) for field in RECORD_SCHEMA]
+        while self._path.exists():  # another recorder may have written into the folder since
+            self._part += 1
+        with atomic_path(self._path) as part:
             pq.write_table(pa.Table.from_arrays(arrays, schema=RECORD_SCHEMA), part, compression="zstd")
         self._part += 1
-        self._waiting = []
+        self._waiting.clear()
         self._write_at = self._rows
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.symbol}.{self._part:08d}{_SUFFIX}"
 
     def shutdown(self) -> None:
         self.flush()
@@ -86,7 +96,7 @@ def read_recording(folder: Path | str, symbol: str) -> Ticks:
     if not parts:
         raise InputError(folder, f"no recording of {symbol}", "give the folder that a Recorder wrote to")
     tables = []
-    for part in parts:
+    for _, part in sorted(parts.items()):
         try:
             tables.append(pq.read_table(part, schema=RECORD_SCHEMA))
         except (pa.ArrowInvalid, OSError) as error:
@@ -101,5 +111,8 @@ def read_recording(folder: Path | str, symbol: str) -> Ticks:
     return Ticks(**columns)
 
 
-def _parts(folder: Path, symbol: str) -> list[Path]:
-    return sorted(folder.glob(f"{symbol}.*.ticks.parquet"))
+def _parts(folder: Path, symbol: str) -> dict[int, Path]:
+    """The parts of exactly this symbol (another one's name may begin with it), by number."""
+    numbers = ((path.name.removeprefix(f"{symbol}.").removesuffix(_SUFFIX), path)
+               for path in folder.glob(f"*{_SUFFIX}"))
+    return {int(number): path for number, path in numbers if number.isdecimal()}
