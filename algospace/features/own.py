@@ -69,11 +69,18 @@ class FrameIndicator:
     line: int
     version: str
     compute: Callable[[pd.DataFrame], Any]
+    source: bytes = b""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """UserError: asked for by streams, where a function over the whole history cannot run."""
         raise self.refusal()
+
+    def anew(self) -> FrameIndicator:
+        """The same from its file, with nothing remembered of earlier runs."""
+        again = _defined_by(self.path, self.source) if self.source else self
+        assert isinstance(again, FrameIndicator)
+        return again
 
     def refusal(self) -> UserError:
         """Why a stream does not take it."""
@@ -145,7 +152,7 @@ def _defined_by(name: str, source: bytes) -> Indicator | FrameIndicator:
         raise UserError(f"{path}, line 1: it defines neither INDICATOR = Indicator(...) nor a function "
                         f"compute(bars); see docs/own-indicators.md")
     line = getattr(getattr(compute, "__code__", None), "co_firstlineno", 1)
-    return FrameIndicator(path.stem, str(path), line, version, compute)
+    return FrameIndicator(path.stem, str(path), line, version, compute, source)
 
 
 def step_indicators(loaded: Sequence[Indicator | FrameIndicator]) -> list[Indicator]:
@@ -165,7 +172,12 @@ def build_with_own(
     table = build(bars, instrument, config, steps)
     for indicator in loaded:
         if isinstance(indicator, FrameIndicator):
-            table = table.with_columns(indicator.values(table), f"{indicator.name} {indicator.version}")
+            values = indicator.values(table)
+            taken = sorted(values.keys() & table.base.keys())
+            if taken:
+                raise UserError(f"{indicator.path}, line {indicator.line}: its column '{taken[0]}' exists already; "
+                                f"rename it")
+            table = table.with_columns(values, f"{indicator.name} {indicator.version}")
     return table
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from algospace.errors import ConfigError
 from algospace.features import FeatureConfig, FeatureStream, FeatureTable, Indicator, SourceBar
-from algospace.features.driver import FeatureRow
+from algospace.features.driver import FeatureRow, build
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import MatrixAssembler, MatrixConfig, MatrixSchema, Normaliser, assemble
 from algospace.features.matrix_schema import MatrixSpec
@@ -27,33 +27,43 @@ class Features:
 
     schema: of the matrices; fixed, because its statistics are part of the model, not of the history. None leaves
     the matrices out.
+
+    Indicators of the frame form are loaded anew for every table: what a file keeps of one run in a global (a
+    fitted scaler, say) would make the whole history and its parts equal, and hide that it comes from the whole.
     """
 
     instrument: Instrument
     config: FeatureConfig = field(default_factory=FeatureConfig)
     indicators: Sequence[Indicator | FrameIndicator] = ()
     schema: MatrixSchema | None = None
+    _fitted_here: bool = field(default=False, init=False)
 
     def table(self, bars: Bars) -> FeatureTable:
-        return build_with_own(bars, self.instrument, self.config, self.indicators)
+        fresh = [i.anew() if isinstance(i, FrameIndicator) else i for i in self.indicators]
+        return build_with_own(bars, self.instrument, self.config, fresh)
 
     def __call__(self, bars: Bars) -> dict[str, Rows]:
         """Everything computed of `bars`."""
         table = self.table(bars)
         groups = table_rows(table)
         if self.schema is not None and len(table):
-            groups |= market_rows(assemble(table, self.schema, self.instrument), groups)
+            schema = replace(self.schema, features=table.config_digest) if self._fitted_here else self.schema
+            groups |= market_rows(assemble(table, schema, self.instrument), groups)
         return groups
 
     def fit(self, bars: Bars) -> str | None:
-        """Fit the matrices' schema on the first half of `bars`; the reason if that is impossible."""
+        """Fit the matrices' schema on the first half of `bars`; the reason if that is impossible.
+
+        The indicators do not take part: they must not have seen these bars when the first table is built.
+        """
         if not self.config.regime:
             return "matrices not checked: they need the regime columns"
-        table = self.table(bars)
+        table = build(bars, self.instrument, self.config)
         try:
             self.schema = Normaliser.fit(table, MatrixConfig(), int(table.ts_close[len(table) // 2]))
         except (ConfigError, IndexError) as error:
             return f"matrices not checked: {error}"
+        self._fitted_here = True
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from algospace.features import Indicator
 from algospace.features.own import FrameIndicator
 from algospace.trust.builders import Features, live_builder, live_twin, live_whole
 from algospace.trust.cuts import busiest_stretches, choose_cuts
@@ -31,5 +30,5 @@ def inspect_features(
     twin = live_twin(features)
     found, events = check_live(live_builder(twin), live_whole(twin, bars), bars,
                                busiest_stretches(bars, live_events))
-    hidden = [line for i in features.indicators if isinstance(i, Indicator) for line in hidden_inputs(i)]
+    hidden = [line for indicator in features.indicators for line in hidden_inputs(indicator)]
     return merge(report, found, events, hidden, notes)

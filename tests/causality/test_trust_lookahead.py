@@ -122,7 +122,80 @@ def test_steps_with_memory_outside_their_state_are_found(source: str, tmp_path: 
     assert "base.mine" in inspect(tmp_path, source, bars).leaking
 
 
+@pytest.mark.parametrize("config", [FeatureConfig(), LEAN], ids=["with matrices", "without"])
+def test_a_step_that_remembers_an_earlier_run_is_found(config: FeatureConfig, tmp_path: Path) -> None:
+    """The first table built must be the first that the indicator sees, or all would hold the same memory."""
+    path = tmp_path / "mine.py"
+    path.write_text(STEP.format(before="TOP = [0.0]\n",
+                                body="    TOP[0] = max(TOP[0], bar.close)\n    out[0] = bar.close / TOP[0]"))
+    bars = generate("session", 5, 4_000).bars
+    report = inspect_features(Features(SYNTH, config, [load_indicator(path)]), bars, 6, live_events=100)
+    assert report.leaking == ["base.mine"]
+    assert report.notes == () or config is LEAN
+
+
+REMEMBERING_FRAMES = {
+    "scaler fitted once": ("FITTED = {}\n", "if not FITTED:\n        FITTED['mean'] = bars.close.mean()\n"
+                           "    return bars.close / FITTED['mean']"),
+    "first result kept": ("KEPT = []\n", "KEPT.append(bars.close.shift(-1))\n"
+                          "    return KEPT[0].reindex(bars.index).ffill()"),
+    "kept as an attribute": ("", "if not hasattr(compute, 'top'):\n        compute.top = bars.close.max()\n"
+                             "    return bars.close / compute.top"),
+}
+
+
+@pytest.mark.parametrize(("before", "body"), REMEMBERING_FRAMES.values(), ids=REMEMBERING_FRAMES)
+def test_frames_that_keep_what_they_saw_of_the_whole_are_found(
+    before: str, body: str, tmp_path: Path, bars: Bars
+) -> None:
+    report = inspect(tmp_path, f"{HEAD}{before}def compute(bars):\n    {body}\n", bars)
+    assert report.leaking == ["base.mine"]
+
+
+def test_a_frame_that_reads_a_global_full_of_values_is_named(tmp_path: Path, bars: Bars) -> None:
+    report = inspect(tmp_path, f"{HEAD}FUTURE = np.arange(9000.0)\ndef compute(bars):\n"
+                     "    return pd.Series(FUTURE[1:len(bars) + 1], bars.index)\n", bars)
+    assert report.leaking == []
+    with pytest.raises(UserError, match=r"'FUTURE' \(9000 values\) beside the bars"):
+        report.require_clean()
+
+
+def test_look_ahead_over_weekends_alone_is_found(tmp_path: Path) -> None:
+    """In one row of a thousand: the cut just before a weekend shows it, others do not."""
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + "def compute(bars):\n"
+                    "    gap = bars.index.to_series().shift(-1) - bars.index.to_series()\n"
+                    "    return bars.close.where(~(gap > pd.Timedelta('1D')), bars.close.shift(-1))\n")
+    market = generate("session", 5, 4_000).bars
+    report = inspect_features(Features(SYNTH, LEAN, [load_indicator(path)]), market, 4, live_events=100)
+    assert report.leaking == ["base.mine"]
+    assert next(c for c in report.columns if not c.clean).first_cut.startswith("before a weekend")
+
+
 READING_STEPS = {
+    "keyword": HEAD + (
+        "def update(state, bar, out, *, future=np.arange(9000.0)):\n    out[0] = future[int(state[0]) + 1]\n"
+        "    state[0] += 1\nINDICATOR = Indicator('mine', ('mine',), lambda: np.zeros(2), update)\n"),
+    "partial": HEAD + (
+        "import functools\ndef peek(future, state, bar, out):\n    out[0] = future[int(state[0]) + 1]\n"
+        "    state[0] += 1\nINDICATOR = Indicator('mine', ('mine',), lambda: np.zeros(2),\n"
+        "                      functools.partial(peek, np.arange(9000.0)))\n"),
+    "method": HEAD + (
+        "class Peek:\n    def __init__(self):\n        self.future = np.arange(9000.0)\n"
+        "    def update(self, state, bar, out):\n        out[0] = self.future[int(state[0]) + 1]\n"
+        "        state[0] += 1\n"
+        "INDICATOR = Indicator('mine', ('mine',), lambda: np.zeros(2), Peek().update)\n"),
+    "callable object": HEAD + (
+        "class Peek:\n    future = list(range(9000))\n    def __call__(self, state, bar, out):\n"
+        "        out[0] = self.future[int(state[0]) + 1]\n        state[0] += 1\n"
+        "INDICATOR = Indicator('mine', ('mine',), lambda: np.zeros(2), Peek())\n"),
+    "nested": STEP.format(before="FUTURE = {'NQ': [np.arange(9000.0)]}\n",
+                          body="    out[0] = FUTURE['NQ'][0][int(state[0]) + 1]\n    state[0] += 1"),
+    "class": STEP.format(before="class Data:\n    future = np.arange(9000.0)\n",
+                         body="    out[0] = Data.future[int(state[0]) + 1]\n    state[0] += 1"),
+    "cached": STEP.format(before="import functools\nFUTURE = np.arange(9000.0)\n@functools.cache\n"
+                          "def peek(i):\n    return FUTURE[i]\n",
+                          body="    out[0] = peek(int(state[0]) + 1)\n    state[0] += 1"),
     "array": STEP.format(before="FUTURE = np.arange(9000.0)\n",
                          body="    out[0] = FUTURE[int(state[0]) + 1]\n    state[0] += 1"),
     "compiled": STEP.format(before="FUTURE = np.arange(9000.0)\n@nb.njit",
@@ -142,6 +215,29 @@ def test_steps_that_read_a_global_full_of_values_are_named(source: str, tmp_path
     assert report.leaking == []
     with pytest.raises(UserError, match="outside its state"):
         report.require_clean()
+
+
+@pytest.mark.parametrize("imports", ["import {m}", "from {m} import peek", "from {m} import FUTURE", ""])
+def test_values_in_a_module_of_ones_own_are_named(
+    imports: str, tmp_path: Path, bars: Bars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"prices_{len(imports)}"
+    (tmp_path / f"{module}.py").write_text("FUTURE = list(range(9000))\ndef peek(i):\n    return FUTURE[i]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    call = {"import {m}": f"{module}.peek(int(state[0]))", "from {m} import peek": "peek(int(state[0]))",
+            "from {m} import FUTURE": "FUTURE[int(state[0])]", "": f"{module}.FUTURE[int(state[0])]"}[imports]
+    inside = "" if imports else f"    import {module}\n"
+    source = STEP.format(before=imports.format(m=module), body=f"{inside}    out[0] = {call}\n    state[0] += 1")
+    with pytest.raises(UserError, match=r"FUTURE' \(9000 values\) from outside its state"):
+        inspect(tmp_path, source, bars).require_clean()
+
+
+def test_small_constants_and_installed_packages_are_fine(tmp_path: Path, bars: Bars) -> None:
+    source = STEP.format(
+        before="import math\nimport logging\nLOG = logging.getLogger('mine')\nWEIGHTS = {'a': [0.5] * 20}\n"
+               "RATES = pd.Series(np.ones(30))\ndef mean(w):\n    return float(np.mean(w))\n",
+        body="    LOG.debug('bar')\n    out[0] = mean(WEIGHTS['a']) * RATES[3] * math.sqrt(bar.close)")
+    inspect(tmp_path, source, bars).require_clean()
 
 
 def test_a_future_in_the_first_state_is_named(tmp_path: Path, bars: Bars) -> None:
