@@ -44,8 +44,8 @@ class SimilarityOptions(FrozenConfig):
     """lags: of the autocorrelations; zone: of the time of day; standardise: compare returns and ranges in units of
     their own standard deviation and volume of its own mean (for markets of another size)."""
 
-    lags: int = Field(default=50, ge=1)
-    leverage_lags: int = Field(default=10, ge=1)
+    lags: int = Field(default=50, ge=1, le=_FEWEST // 2)
+    leverage_lags: int = Field(default=10, ge=1, le=_FEWEST // 2)
     zone: str = "America/Chicago"
     standardise: bool = False
 
