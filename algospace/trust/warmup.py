@@ -8,7 +8,8 @@ deviation as a normal sigma (where that is 0, the root mean square deviation; 1 
 A later start also begins with a roll factor of 1, so every price level comes out in another scale. Each start is
 therefore tried twice: as it is, and on prices already multiplied by the history's factor at that time, as a stream
 whose factor was handed on would see them. And the whole history is tried at `_OTHER_SCALE` times its prices: what
-moves by that as much as by a later start compares prices that are equal on the tick grid, and rounding decides.
+moves by that as much as by a later start, but not at twice its prices, where nothing is rounded, compares prices
+that are equal on the tick grid, and rounding decides.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _FACTOR = "roll_factor"
 _MUCH_LESS = 0.01
 _AS_MUCH = 0.5
 _OTHER_SCALE = 1.1  # not a power of two: every product is rounded
+_EXACT_SCALE = 2.0  # no product is
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def check_warmup(
     if not any(difference.references for difference in found):
         raise ConfigError(f"the history of {len(bars)} bars is too short for a warm-up of {next(iter(lengths))} "
                           f"before {len(times)} reference times; give more data")
-    rounding = _rounding(build(_times(bars, _OTHER_SCALE)), whole, min(times), scales)
+    rounding = _rounding(build, bars, whole, min(times), scales)
     columns = tuple(_column(name, found, tuple(lengths), tolerances, rounding[name]) for name in whole.base)
     return WarmupReport(tuple(lengths), tuple(d.references for d in found), tuple(tolerances), columns)
 
@@ -164,15 +166,29 @@ def _difference(values: FloatArray, expected: FloatArray, scale: float) -> Float
 
 
 def _rounding(
-    other: FeatureTable, whole: FeatureTable, since: int, scales: Mapping[str, float]
+    build: Callable[[Bars], FeatureTable], bars: Bars, whole: FeatureTable, since: int, scales: Mapping[str, float]
 ) -> dict[str, float]:
-    """The largest difference per column that another scale of all prices makes from `since` on."""
+    """The largest difference per column from `since` on that rounding makes at another scale of all prices.
+
+    0 where an exact scale makes one, too: that column reads the scale itself (a logarithm of a price, a level).
+    """
+    rounded = _moved(build, bars, whole, since, scales, _OTHER_SCALE)
+    exact = _moved(build, bars, whole, since, scales, _EXACT_SCALE)
+    return {name: moved if exact[name] < _MUCH_LESS * moved else 0.0 for name, moved in rounded.items()}
+
+
+def _moved(
+    build: Callable[[Bars], FeatureTable], bars: Bars, whole: FeatureTable, since: int,
+    scales: Mapping[str, float], by: float,
+) -> dict[str, float]:
+    """The largest difference per column from `since` on that `by` times all prices makes."""
+    other = build(_times(bars, by))
     rows = whole.ts_close > since
     found = {}
     for name, full in whole.base.items():
         values, expected = other.base[name][rows], full[rows]
-        found[name] = min(float(_difference(values / by, expected, scales[name]).max(initial=0.0))
-                          for by in (1.0, _OTHER_SCALE))  # a ratio of prices, or a price
+        found[name] = min(float(_difference(values / unit, expected, scales[name]).max(initial=0.0))
+                          for unit in (1.0, by))  # a ratio of prices, or a price
     return found
 
 

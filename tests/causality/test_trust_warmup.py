@@ -117,15 +117,22 @@ def test_roll_adjusted_levels_move_in_scale_only() -> None:
     assert found["return_1"].kind == ""
 
 
-def test_columns_on_the_tick_grid_need_the_roll_factor() -> None:
-    """The volume profile's bins are ticks, which another scale of the prices moves."""
-    config = FeatureConfig()
-    report = check_warmup(Features(SYNTH, config).table, walk(40, (1000,)), 2,
+def grid_update(state: FloatArray, bar: object, out: FloatArray) -> None:
+    """Distance to the next lower multiple of 25 points: of adjusted points, so that their scale decides."""
+    out[0] = bar.close % 25.0  # type: ignore[attr-defined]
+
+
+def test_columns_in_fixed_points_need_the_roll_factor_and_volume_profiles_do_not() -> None:
+    """The profile's ticks are those of the present contract, whatever the factor is that a history begins with."""
+    own = [Indicator("grid", ("grid",), lambda: np.zeros(1), grid_update)]
+    report = check_warmup(Features(SYNTH, FeatureConfig(), own).table, walk(40, (1000,)), 2,
                           {"8 days": 8 * DAY_NS, "16 days": 16 * DAY_NS})
     found = {column.column: column for column in report.columns}
-    assert found["lvn_strength"].kind == ROLL_FACTOR
-    assert found["lvn_strength"].maximum[-1] < 1e-9 < 1e-3 < found["lvn_strength"].naive[-1]
-    assert report.named()[ROLL_FACTOR]
+    assert found["grid"].kind == ROLL_FACTOR
+    assert found["grid"].maximum[-1] < 1e-9 < 1e-3 < found["grid"].naive[-1]
+    assert report.named()[ROLL_FACTOR] == ["grid"]
+    assert found["lvn_strength"].kind == ""
+    assert found["lvn_distance"].kind == SCALE_ONLY
 
 
 def test_a_history_that_is_too_short_is_one_line() -> None:
@@ -174,3 +181,24 @@ def test_ties_that_rounding_breaks_are_not_called_memory() -> None:
     found = {column.column: column for column in report.columns}
     assert found["ties"].kind == ROUNDING
     assert found["ties"].naive[3] > 0.1
+
+
+def log_mean_update(state: FloatArray, bar: object, out: FloatArray) -> None:
+    """Mean of all logarithms so far: it knows the whole history, and another scale of prices moves it."""
+    state[0] += 1
+    state[1] += np.log(bar.close)  # type: ignore[attr-defined]
+    out[0] = state[1] / state[0]
+
+
+def inverse_update(state: FloatArray, bar: object, out: FloatArray) -> None:
+    state[0] += 1
+    state[1] += 1.0 / bar.close  # type: ignore[attr-defined]
+    out[0] = state[1] / state[0]
+
+
+def test_memory_of_what_is_no_multiple_of_a_price_is_not_called_rounding() -> None:
+    own = [Indicator("logs", ("logs",), lambda: np.zeros(2), log_mean_update),
+           Indicator("inverse", ("inverse",), lambda: np.zeros(2), inverse_update)]
+    report = check_warmup(Features(SYNTH, LEAN, own).table, walk(24), 3, LENGTHS)
+    kinds = {column.column: column.kind for column in report.columns}
+    assert (kinds["logs"], kinds["inverse"]) == (WHOLE_HISTORY, WHOLE_HISTORY)
