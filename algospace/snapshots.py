@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ def unpack(identity: Mapping[str, Any], blob: bytes, what: str) -> dict[str, byt
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             found = json.loads(archive.read(_HEADER))
             parts = {name: archive.read(name) for name in archive.namelist() if name != _HEADER}
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
+        # RuntimeError: damage may look like a part that is encrypted, or packed in an unknown way
         raise SchemaError(f"{what}: not a snapshot, or damaged ({error}); build it anew from history") from None
     expected = {"version": _VERSION, **identity}
     if found != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -12,13 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algospace.errors import ConfigError, SchemaError
-from algospace.events import IndicatorsReady, MatricesReady, NewBaseBar, NewSlowBar, SynergyDetected
+from algospace.events import (
+    EventBus,
+    IndicatorsReady,
+    MatricesReady,
+    NewBaseBar,
+    NewSlowBar,
+    NewTick,
+    SynergyDetected,
+)
 from algospace.features import FeatureConfig, FeatureTable, Indicator, build
 from algospace.features.matrices import MatrixConfig, MatrixSchema, Normaliser, assemble
 from algospace.instruments import instrument
-from algospace.live import Chain, build_chain
+from algospace.live import BarGenerator, Chain, build_chain
 from algospace.marketdata.feeds import ReplayFeed
 from algospace.marketdata.synthetic import generate
+from algospace.snapshots import pack_arrays, unpack_all
 from algospace.types import Bars, Ticks
 from tests.live_market import Collected, assert_rows_equal, random_ticks
 
@@ -209,6 +219,37 @@ def test_a_snapshot_of_another_configuration_is_refused_and_changes_nothing() ->
     with pytest.raises(SchemaError, match="same configuration"):
         same_parts.kernel.restore(fitted_elsewhere.kernel.snapshot())
     assert same_parts.kernel.snapshot() == before
+
+
+def test_a_bar_generator_refuses_every_damaged_byte() -> None:
+    generator = BarGenerator(ES, LEAN)
+    generator.register(EventBus())
+    for event in random_ticks(50, 1).ts.tolist():
+        generator.on_tick(NewTick("ES", event, 4000.0))
+    blob = generator.snapshot()
+    for place in range(len(blob)):
+        for bit in (1, 8, 128):
+            damaged = bytearray(blob)
+            damaged[place] ^= bit
+            with suppress(SchemaError):
+                generator.restore(bytes(damaged))
+            assert generator.snapshot() == blob  # refused, or a byte without meaning
+
+
+@pytest.mark.parametrize("change", ["a part less", "a part more", "another record"])
+def test_a_snapshot_of_another_versions_state_is_refused_in_one_line(change: str) -> None:
+    stream = build_chain(ES, LEAN).engine.stream
+    arrays = unpack_all(stream._identity(), stream.snapshot(), "state")
+    if change == "a part less":
+        del arrays["rows"]
+    elif change == "a part more":
+        arrays["new"] = np.zeros(3)
+    else:
+        arrays["generator"] = arrays["generator"][["is_open", "start"]].copy()
+    before = stream.snapshot()
+    with pytest.raises(SchemaError, match="saved by another version"):
+        stream.restore(pack_arrays(stream._identity(), arrays))
+    assert stream.snapshot() == before
 
 
 def test_matrices_of_another_feature_configuration_are_refused() -> None:
