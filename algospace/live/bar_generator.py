@@ -11,7 +11,7 @@ from struct import Struct
 
 import numpy as np
 
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, InputError
 from algospace.events import (
     EventBus,
     NewBaseBar,
@@ -102,6 +102,9 @@ class BarGenerator(Component):
         if bar.width_ns != self._checked_width:
             check_width(bar.width_ns, self._width)
             self._checked_width = bar.width_ns
+        if bar.ts_open % bar.width_ns:
+            raise InputError("source bar", f"it starts at {bar.ts_open}, off the clock's grid",
+                             "check the bar width and that ts_open is the start in UTC")
         known = bar.ts_open + bar.width_ns
         if known > self._deadline:
             self._close_by_clock(known - 1)

@@ -147,6 +147,13 @@ def test_source_bars_that_do_not_fit_and_bad_settings_are_refused() -> None:
     assert seen.of(NewBaseBar) == [NewBaseBar("ES", END, 1.0, 2.0, 1.0, 2.0, 3.0, 1.0, 0, 0)]
 
 
+def test_a_source_bar_off_the_grid_is_refused_as_in_history() -> None:
+    bus, bars, seen = generator()
+    bus.publish(NewSourceBar("ES", MINUTE_NS, END - MINUTE_NS // 2, 1.0, 1.0, 1.0, 1.0))
+    assert bus.failures == {"bar_generator.on_source_bar": 1}
+    assert (seen.events, bars.late, bars.invalid) == ([], 0, 0)
+
+
 def test_a_source_bar_cut_short_closes_by_the_clock() -> None:
     bus, bars, seen = generator()
     for minute in range(3):
