@@ -100,6 +100,16 @@ def test_databentos_mark_for_no_price_is_no_price(tmp_path: Path, kind: str) -> 
     np.testing.assert_array_equal(result.ticks.ask, np.array([1, np.nan, 1, 1]) * (points[[0, 1, 2, 4]] + 0.25))
 
 
+def test_a_broken_cell_among_fixed_point_prices_costs_only_its_own_row(tmp_path: Path) -> None:
+    data = frame(5).assign(rtype=0)
+    points = data["price"].to_numpy()
+    data["price"] = (points * 1e9).astype(np.int64).astype(str)
+    data.loc[2, "price"] = "4999.75?"
+    result = read(tmp_path, data, kind="csv", max_bad_fraction=0.5)
+    assert result.report.quarantined == {"non_finite": 1}
+    np.testing.assert_array_equal(result.ticks.price, np.delete(points, 2))
+
+
 def test_whole_prices_in_points_stay_points(tmp_path: Path) -> None:
     data = frame(5).assign(rtype=0, price=np.arange(20_000, 20_005))
     for kind in ("parquet", "csv"):

@@ -129,11 +129,11 @@ def _number(file: TradeFile, role: str, draft: Draft) -> FloatArray:
     values = floats(file, role)
     if role not in ("price", "bid", "ask") or not file.layout.is_databento:
         return values
-    values[values >= _UNDEFINED] = np.nan
+    values = np.where(values >= _UNDEFINED, np.nan, values)
     known = values[np.isfinite(values)]
     if known.size and np.median(known) >= _LEAST_RAW and np.mean(known == np.floor(known)) > 0.5:
-        values /= _FIXED_POINT
         draft.note("prices: whole numbers, read as multiples of 1e-9 (Databento's fixed point)")
+        values = values / _FIXED_POINT
     return values
 
 
