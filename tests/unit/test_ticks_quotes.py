@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 
 from algospace.errors import InputError
+from algospace.features.book import book_columns
 from algospace.marketdata.ticks import QuoteImportOptions, QuoteImportResult, import_quotes
+from algospace.marketdata.ticks.quality import iso_precise
+from algospace.types import MINUTE_NS, SECOND_NS
 
 START = 1_723_161_255_088_169_167
 
@@ -91,3 +94,19 @@ def test_databentos_fixed_point_quotes_are_read_in_points(tmp_path: Path, kind: 
     assert result.report.quarantined == {"non_finite": 1}
     np.testing.assert_array_equal(result.quotes.bid, bid[[0, 2]])
     np.testing.assert_array_equal(result.quotes.ask, bid[[0, 2]] + 0.25)
+
+
+def test_one_update_received_late_does_not_hide_those_after_it(tmp_path: Path) -> None:
+    """A file in the order of events is read in the order of receipt, so history is what a live feed would show."""
+    data = frame(600).assign(ts_event=START + np.arange(600) * SECOND_NS)
+    data["local_ns"] = data["ts_event"] + 10**6
+    data.loc[5, "local_ns"] += 1200 * SECOND_NS
+    result = read(tmp_path, data)
+    assert result.report.reported["received_out_of_order"] == 1
+    np.testing.assert_array_equal(result.quotes.bid, np.r_[np.delete(data["bid"], 5), data["bid"][5]])
+    assert result.report.first == iso_precise(START)
+    rows = START // MINUTE_NS * MINUTE_NS + np.arange(1, 11) * MINUTE_NS
+    updates = book_columns(result.quotes, rows, MINUTE_NS)["book_updates"]
+    received = np.delete(data["local_ns"].to_numpy(), 5)
+    expected = [((received > end - MINUTE_NS) & (received <= end)).sum() for end in rows]
+    np.testing.assert_array_equal(updates, expected)

@@ -32,7 +32,7 @@ _ROLES = ("bid", "ask", "bid_size", "ask_size")
 
 @dataclass(frozen=True)
 class QuoteImportResult:
-    """Clean quotes, the rows set aside, and the report."""
+    """Clean quotes in the order in which they became known, the rows set aside, and the report."""
 
     quotes: Quotes
     quarantine: pa.Table
@@ -63,6 +63,7 @@ def _import(path: Path, spec: Instrument, options: SourceOptions,
     good = (draft.codes == 0) & ~draft.filtered
     bid, ask, bid_size, ask_size = (draft.numbers[role][good] for role in _ROLES)
     quotes = Quotes(draft.ts[good], bid, ask, bid_size, ask_size, None if draft.recv is None else draft.recv[good])
+    quotes = _as_received(quotes, draft)
     aside = quarantine(files, draft.codes, draft.filtered, draft.numbers)
     return QuoteImportResult(quotes, aside, _report(path, spec, files, draft, quotes))
 
@@ -100,9 +101,20 @@ def _judge(draft: Draft, options: SourceOptions) -> None:
     draft.codes[rows] = codes
 
 
+def _as_received(quotes: Quotes, draft: Draft) -> Quotes:
+    """In the order of receipt, as a live feed delivers them: in a file sorted by event time one update that was
+    received late, or stamped so, would otherwise make all that follow it late."""
+    if quotes.ts_recv is None:
+        return quotes
+    draft.reported["received_out_of_order"] = int((np.diff(quotes.ts_recv) < 0).sum())
+    order = np.argsort(quotes.ts_recv, kind="stable")
+    return Quotes(quotes.ts[order], quotes.bid[order], quotes.ask[order], quotes.bid_size[order],
+                  quotes.ask_size[order], quotes.ts_recv[order])
+
+
 def _report(path: Path, spec: Instrument, files: Sequence[TradeFile], draft: Draft,
             quotes: Quotes) -> TickQualityReport:
-    count, largest_gap = gaps(quotes.ts, spec)
+    count, largest_gap = gaps(np.sort(quotes.ts), spec)
     spread = quotes.ask - quotes.bid
     wide = spread > OUTLIER_Z * max(float(np.median(spread)), spec.tick_size)
     counts = {"gaps_over_a_minute": count,
@@ -112,8 +124,8 @@ def _report(path: Path, spec: Instrument, files: Sequence[TradeFile], draft: Dra
     return TickQualityReport(
         source=path.name, symbol=spec.symbol, sha256=digest(files), kind="quotes", layout=files[0].layout.name,
         rows_in=draft.codes.size + sum(len(f.malformed) for f in files), rows_out=len(quotes),
-        stamped_by=draft.stamped_by, zone=draft.zone, first=iso_precise(int(quotes.ts[0])),
-        last=iso_precise(int(quotes.ts[-1])), contracts=draft.contracts, filtered=draft.filters,
+        stamped_by=draft.stamped_by, zone=draft.zone, first=iso_precise(int(quotes.ts.min())),
+        last=iso_precise(int(quotes.ts.max())), contracts=draft.contracts, filtered=draft.filters,
         quarantined=count_rules(draft.codes, draft.filtered, files), reported={**draft.reported, **counts},
         clock=draft.clock, largest_gap=largest_gap, guesses=draft.notes)
 
