@@ -5,7 +5,8 @@
     FOLDER/2012-01.state         state of the stream after the month (zstd), from which the next one continues
     FOLDER/blocks.json           what it was built with, and rows, source digest and SHA-256 of every block
 
-A block counts once `blocks.json` names it, and that file is replaced as a whole after the block's own files. So a
+`blocks.json` is the first file of a folder, so that only a folder of our own is ever written to and tidied. A
+block counts once `blocks.json` names it, and that file is replaced as a whole after the block's own files. So a
 build that is killed anywhere continues after its last complete block, and the result is the same to the bit. The
 next build of the same folder keeps all blocks up to the first one whose source has changed.
 
@@ -20,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,9 @@ LOCK = ".lock"
 FORMAT = 1
 _LOCK_WAIT_S = 20.0  # a killed run's workers may live on for a moment
 _MINUTES_PER_DAY = 24 * 60
+# A block's files, and unfinished files as `files.atomic_path` names them.
+_BLOCK_FILE = r"\d{4}-\d{2}(\.30m\.parquet|\.parquet|\.state)"
+_OURS = re.compile(rf"{_BLOCK_FILE}|\.({_BLOCK_FILE}|{re.escape(MANIFEST)})\..*\.part")
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ def iter_blocks(job: FeatureJob, source: MonthlySource | None = None) -> Generat
         raise InputError(job.source, "no bars", "give a source that holds some")
     config, note = fit_config(job.config, source.width_ns)
     stream = FeatureStream(job.instrument, config, source.width_ns, job.indicators)
+    _require_ours(job.out)
     job.out.mkdir(parents=True, exist_ok=True)
     with _locked(job.out):
         plan = _resume(job, stream, source)
@@ -202,7 +208,7 @@ def _resume(job: FeatureJob, stream: FeatureStream, source: MonthlySource) -> _P
     """Keep the blocks that are still right and bring `stream` to the state after them."""
     fresh = _new_manifest(stream, job.instrument, source)
     if not (job.out / MANIFEST).is_file():
-        _sweep(job.out, fresh)
+        write_json(job.out / MANIFEST, fresh)
         return _Plan(fresh, [])
     held = read_manifest(job.out)
     kept, notes = _still_right(job.out, held, fresh, source.months)
@@ -215,6 +221,17 @@ def _resume(job: FeatureJob, stream: FeatureStream, source: MonthlySource) -> _P
         packed = (job.out / block_files(last["month"])[2]).read_bytes()
         stream.restore(pa.decompress(packed, last["state_bytes"], codec="zstd", asbytes=True))
     return _Plan(manifest, notes)
+
+
+def _require_ours(folder: Path) -> None:
+    """InputError if the folder holds something, but no manifest: blocks are named as a catalog's months, say, and
+    must never replace them. The lock and an unfinished manifest are what a build killed at its start leaves."""
+    if not folder.is_dir() or (folder / MANIFEST).is_file():
+        return
+    for path in folder.iterdir():
+        if path.name not in (LOCK, MANIFEST) and not path.name.startswith(f".{MANIFEST}."):
+            raise InputError(folder, f"it holds other files ({path.name}) and no feature blocks",
+                             "name a new or empty folder")  # fmt: skip
 
 
 def _new_manifest(stream: FeatureStream, instrument: Instrument, source: MonthlySource) -> dict[str, Any]:
@@ -281,10 +298,9 @@ def _span(table: FeatureTable) -> dict[str, int | None]:
 
 def _sweep(folder: Path, manifest: dict[str, Any]) -> None:
     """Remove what a killed build or dropped blocks left behind."""
-    known = {MANIFEST, LOCK, *(name for block in manifest["blocks"] for name in block["files"])}
-    endings = (".parquet", ".state", ".part")
+    known = {name for block in manifest["blocks"] for name in block["files"]}
     for path in folder.iterdir():
-        if path.name not in known and path.name.endswith(endings):
+        if path.name not in known and _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

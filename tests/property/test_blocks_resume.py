@@ -57,7 +57,7 @@ def test_killed_at_every_step_it_continues_after_the_last_complete_block(
         catalog: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     months = len(json.loads((undisturbed / "blocks.json").read_text())["blocks"])
     real = Path.replace
-    for step in range(months * REPLACES_PER_BLOCK):
+    for step in range(1 + months * REPLACES_PER_BLOCK):  # the first is the folder's manifest
         folder, calls = tmp_path / str(step), 0
 
         def replace_or_die(self: Path, target: Path, last: int = step) -> Path:
@@ -72,7 +72,7 @@ def test_killed_at_every_step_it_continues_after_the_last_complete_block(
             _build(catalog, folder)
         monkeypatch.undo()
         report = _build(catalog, folder)
-        assert report.kept == step // REPLACES_PER_BLOCK
+        assert report.kept == max(step - 1, 0) // REPLACES_PER_BLOCK
         assert content(folder) == content(undisturbed)
 
 
@@ -213,6 +213,27 @@ def test_two_builders_of_one_folder_exclude_each_other(
         _build(catalog, tmp_path)
     first.close()  # abandoned: the lock is free again
     assert _build(catalog, tmp_path).kept == 1
+
+
+def test_a_folder_with_other_files_is_never_written_to(catalog: Path, tmp_path: Path) -> None:
+    """A catalog's months have the names of blocks: `--out` on the catalog itself would have replaced them."""
+    before = content(catalog / "SYNTH")
+    assert before
+    with pytest.raises(InputError, match=r"it holds other files .* name a new or empty folder"):
+        _build(catalog, catalog / "SYNTH")
+    assert content(catalog / "SYNTH") == before
+    assert not (catalog / "SYNTH" / ".lock").exists()
+    folder = tmp_path / "out"
+    _build(catalog, folder)
+    kept = [folder / "notes.parquet", folder / "mine.state", folder / "2000-01.csv"]
+    for path in kept:
+        path.write_bytes(b"of the user")
+    leftovers = [folder / "1999-12.parquet", folder / ".2000-01.state.ab12.part"]
+    for path in leftovers:
+        path.write_bytes(b"of a killed build")
+    _build(catalog, folder)
+    assert all(path.is_file() for path in kept)
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_a_folder_that_is_no_table_says_so(tmp_path: Path) -> None:
