@@ -57,7 +57,9 @@ class FeatureStream:
         self._built_in = columns.base_columns(self.config.regime)
         check_names(self._built_in, self.indicators)
         self.base_columns = (*self._built_in, *(name for i in self.indicators for name in i.columns))
-        self.digest = digest_with(self.config.digest(), self.indicators)
+        # the library counts by its columns and version, however the configuration asks for them
+        plain = self.config.model_copy(update={"library": ()})
+        self.digest = digest_with(plain.digest(), self.indicators)
         self._indicator_states = [indicator.new_state() for indicator in self.indicators]
         self.slow_columns = columns.slow_columns(self.config.regime)
         self._source_width = source_width_ns

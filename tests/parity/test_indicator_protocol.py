@@ -186,3 +186,16 @@ def test_an_indicator_that_writes_to_its_bar_changes_no_other() -> None:
     table = build(market(), SYNTH, LEAN, [Indicator("s", ("s",), lambda: np.zeros(1), scribble),
                                           Indicator("e", ("e",), lambda: np.zeros(1), echo)])
     np.testing.assert_array_equal(table.base["e"], table.base["close"])
+
+
+def test_the_digest_says_which_columns_there_are_and_not_how_they_were_asked_for() -> None:
+    from algospace.features.library import NAMES, library_indicator
+
+    def digest(*names: str, indicators: Any = ()) -> str:
+        return FeatureStream(SYNTH, FeatureConfig(library=names), indicators=indicators).digest
+
+    assert digest("all") == digest(*NAMES) == digest(indicators=[library_indicator(None, SYNTH)])
+    others = {digest(), digest("rsi_14"), digest("rsi_14", "obv"), digest("obv", "rsi_14"), digest("all"),
+              digest("rsi_14", indicators=indicators())}
+    assert len(others) == 6
+    assert digest() == FeatureConfig().digest()
