@@ -151,6 +151,12 @@ def test_the_outright_is_picked_and_the_rest_counted(tmp_path: Path) -> None:
     assert result.report.filtered == {"spread_symbol": 2, "other_symbol": 1}
     chosen = read(tmp_path, data, symbols=("ESM4", "esu4"))
     assert (chosen.contracts, chosen.report.reported["rolls"]) == (["ESM4", "ESU4"], 2)
+    assert chosen.report.reported["rolls_back"] == 1  # they trade side by side
+    other = read(tmp_path, frame(300).assign(symbol="AAPL"))
+    assert "symbol: AAPL, the only one, is taken for ES" in other.report.guesses
+    for symbol in ("ES", "ESM4"):
+        own = read(tmp_path, frame(300).assign(symbol=symbol))
+        assert not any(guess.startswith("symbol:") for guess in own.report.guesses)
 
 
 def test_unclear_symbols_stop_the_import_with_their_list(tmp_path: Path) -> None:

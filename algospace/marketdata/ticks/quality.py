@@ -122,6 +122,8 @@ def inspect_ticks(ticks: Ticks, spec: Instrument) -> tuple[dict[str, int], dict[
             counts["crossed_quotes"] = int((ticks.bid > ticks.ask).sum())
     if ticks.contract is not None:
         counts["rolls"] = int((np.diff(ticks.contract) != 0).sum())
+        new = max(int(np.unique(ticks.contract).size) - 1, 0)
+        counts["rolls_back"] = counts["rolls"] - new  # of contracts side by side, no one series of prices
     return counts, largest
 
 

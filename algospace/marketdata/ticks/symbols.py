@@ -51,6 +51,8 @@ def choose_symbols(path: Path, numbers: IntArray, names: Sequence[str], wanted: 
     if len(present) > 1:
         left = ", ".join(f"{name} {rows[name]}" for name in present if name != kept)
         notes.append(f"symbol: {kept} ({rows[kept]} rows; left out: {left}; --symbol sets it)")
+    elif not mine:
+        notes.append(f"symbol: {kept}, the only one, is taken for {spec.symbol}")
     return {name: "" if name == kept else "spread_symbol" if name in spreads else "other_symbol"
             for name in present}
 
