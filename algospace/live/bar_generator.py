@@ -24,9 +24,9 @@ from algospace.features import FeatureConfig, bars
 from algospace.features.checks import check_width
 from algospace.instruments import Instrument
 from algospace.kernel import Component
-from algospace.live.compiled import TICK, add_to_slow, close_by_clock, take_bar, take_ticks
+from algospace.live.compiled import TICK, add_to_slow, close_by_clock, mark_in_time, take_bar, take_ticks
 from algospace.snapshots import pack_arrays, unpack_arrays
-from algospace.types import MINUTE_NS, AnyArray
+from algospace.types import MINUTE_NS, AnyArray, BoolArray, Ticks
 
 DEFAULT_GRACE_NS = 250_000_000
 _CAPACITY = 256  # ticks: a full buffer takes some 10 µs, far below what a bar's close may take
@@ -125,6 +125,18 @@ class BarGenerator(Component):
         """The records GENERATOR (1,) and AGGREGATOR (1,) behind the last event."""
         self._take_waiting()
         return self._generator, self._aggregator
+
+    def in_time(self, ticks: Ticks) -> BoolArray:
+        """(n,): which of these ticks, received at their `ts_recv`, would not be late; changes nothing."""
+        result = np.ones(len(ticks), np.bool_)
+        if ticks.ts_recv is not None:
+            codes = np.zeros(len(ticks), np.int32) if ticks.contract is None else ticks.contract
+            columns = (ticks.ts, ticks.price, ticks.size, codes, ticks.ts_recv)
+            # Writable copies: compiled code sees one type whatever the source.
+            ts, price, size, contract, received = (np.array(column) for column in columns)
+            mark_in_time(self.bar_state[0].copy(), self._queue, self._width, self._max_fill,
+                         self.config.max_disorder_ns, self.grace_ns, ts, price, size, contract, received, result)
+        return result
 
     def adopt(self, generator: AnyArray, aggregator: AnyArray) -> None:
         """Continue from the state of another generator (records GENERATOR and AGGREGATOR, copied)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import structlog
 
 from algospace.errors import ConfigError, InputError
@@ -31,7 +32,8 @@ class WarmUp(Component):
 
     No event is published for it. The first live row then is that of an uninterrupted run, to the bit. It goes on
     from the chain's state: behind a restored snapshot, or in a second start, history closes the gap, and what is
-    known already is late.
+    known already is late. Where ticks have receive times the clock closes bars here too: a recording warms up to
+    the state of its live run.
     """
 
     def __init__(self, source: HistorySource, generator: BarGenerator, engine: IndicatorEngine,
@@ -43,12 +45,20 @@ class WarmUp(Component):
         history = self._source() if callable(self._source) else self._source
         if len(history) == 0:
             raise InputError("history", "no data", "give a range that holds data, or leave the warm-up out")
-        self._engine.stream.bar_state = self._generator.bar_state
-        table = self._engine.stream.history(history)
-        self._generator.adopt(*self._engine.stream.bar_state)
+        stream = self._engine.stream
+        stream.bar_state = self._generator.bar_state
+        late = 0
+        if isinstance(history, Ticks):  # a recording's clock decides as it did live
+            in_time = self._generator.in_time(history)
+            late = int(np.count_nonzero(~in_time))
+            if late:
+                history = history.take(np.flatnonzero(in_time))
+        table = stream.history(history)
+        stream.bar_state[0]["late"] += late
+        self._generator.adopt(*stream.bar_state)
         if self._matrices is not None:
             self._matrices.push_history(table)
-        _LOG.info("warmed up", events=len(history), base_bars=len(table))
+        _LOG.info("warmed up", events=len(history), base_bars=len(table), late=self._generator.late)
 
 
 @dataclass(frozen=True)

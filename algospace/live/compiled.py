@@ -42,6 +42,21 @@ def take_ticks(
 
 
 @nb.njit(cache=True)
+def mark_in_time(
+    generator: Any, queue: Any, width: int, max_fill: int, max_disorder: int, grace: int, ts: Any, price: Any,
+    size: Any, contract: Any, received: Any, in_time: Any,
+) -> None:  # fmt: skip
+    """Run ticks through a generator and its clock, the receive times; `in_time` (n,): those that were not late."""
+    g = generator[0]
+    for i in range(ts.size):
+        if received[i] != bars.NEVER:  # unknown: the clock has no say
+            bars.advance(g, queue, width, received[i] - grace)
+        late = g.late
+        bars.push_tick(g, queue, width, max_fill, max_disorder, ts[i], price[i], size[i], contract[i])
+        in_time[i] = g.late == late
+
+
+@nb.njit(cache=True)
 def take_bar(
     generator: Any, queue: Any, width: int, max_fill: int, source_width: int, ts: int, open_: float, high: float,
     low: float, close: float, volume: float, contract: int,

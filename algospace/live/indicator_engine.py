@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from algospace.errors import SchemaError
 from algospace.events import EventBus, IndicatorsReady, NewBaseBar
 from algospace.features import FeatureConfig, FeatureRow, FeatureStream, FeatureTable, Indicator
 from algospace.features.bars import BAR
 from algospace.instruments import Instrument
 from algospace.kernel import Component
 from algospace.live.compiled import run_bars
-from algospace.snapshots import unpack_all
 from algospace.types import AnyArray, Bars, Ticks
 
 
@@ -31,13 +29,6 @@ class BarStream(FeatureStream):
         """A block of history in compiled code."""
         return self.extend(history) if isinstance(history, Bars) else self.extend_ticks(history)
 
-    def restore(self, snapshot: bytes) -> None:
-        """As FeatureStream; SchemaError also if it was saved by a version whose state has another layout."""
-        saved, own = (unpack_all(self._identity(), blob, "feature state") for blob in (snapshot, self.snapshot()))
-        if _layout(saved) != _layout(own):
-            raise SchemaError("feature state: it was saved by another version; build it anew from history")
-        super().restore(snapshot)
-
     @property
     def bar_state(self) -> tuple[AnyArray, AnyArray]:
         """(generator, aggregator): where the next block of history goes on."""
@@ -46,11 +37,6 @@ class BarStream(FeatureStream):
     @bar_state.setter
     def bar_state(self, state: tuple[AnyArray, AnyArray]) -> None:
         self._state.generator[:], self._state.aggregator[:] = state
-
-
-def _layout(arrays: dict[str, AnyArray]) -> dict[str, object]:
-    """Names and types of the arrays of a snapshot; some lengths are the history's."""
-    return {name: (array.dtype, array.ndim) for name, array in arrays.items()}
 
 
 class IndicatorEngine(Component):

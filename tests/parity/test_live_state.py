@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from algospace.errors import ConfigError, SchemaError
 from algospace.events import (
+    UNKNOWN_TIME,
     EventBus,
     IndicatorsReady,
     MatricesReady,
@@ -173,6 +174,30 @@ def test_ticks_cut_inside_a_bar_by_snapshot_and_by_warm_up(seed: int, cut: int) 
         ours = of(kind, warm)
         assert all(map(same, ours, of(kind, whole)[len(of(kind, whole)) - len(ours):]))
     assert len(whole) - len(head) <= len(warm) + 2  # base and 30-minute bar that the clock had closed earlier
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), cut=st.integers(1, 1499))
+def test_a_recording_warms_up_to_the_state_of_its_live_run(seed: int, cut: int) -> None:
+    """Ticks arrive up to seconds late, so that the clock closes bars before them."""
+    ticks = random_ticks(1500, seed, 20.0, 0.02, 0.03, rolls=True)
+    delay = (np.random.default_rng(seed).exponential(2e9, 1500)).astype(np.int64)
+    received = np.maximum.accumulate(ticks.ts + delay)
+    recorded = Ticks(**{**ticks.columns(), "ts_recv": received})
+
+    def chain(part: slice, **more: Any) -> Chain:
+        return build_chain(ES, LEAN, indicators=further(), feed=ReplayFeed("ES", recorded.take(part)), **more)
+
+    live = chain(slice(0, None))
+    whole = run(live).events
+    warm = chain(slice(cut, None), history=recorded.take(slice(0, cut)))
+    seen = run(warm).events
+    for kind in KINDS:
+        ours = of(kind, seen)
+        assert all(map(same, ours, of(kind, whole)[len(of(kind, whole)) - len(ours):]))
+    assert (warm.generator.late, warm.generator.invalid) == (live.generator.late, live.generator.invalid)
+    unknown = BarGenerator(ES, LEAN)
+    assert unknown.in_time(Ticks(**{**ticks.columns(), "ts_recv": np.full(1500, UNKNOWN_TIME)})).sum() > 1300
 
 
 def test_history_behind_a_restored_snapshot_closes_the_gap_and_repeats_nothing() -> None:
