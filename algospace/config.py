@@ -89,5 +89,5 @@ def _first_line(error: ValidationError) -> str:
         elif not item["loc"] and item["type"] == "value_error":  # a rule on several values says itself which
             lines.append(item["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
     return " | ".join(lines)

@@ -132,7 +132,7 @@ def _find_run(run_id: str) -> Path:
 
 
 def select(
-    features: Annotated[Path, typer.Argument(help="a feature table, FILE.parquet of `algospace features`")],
+    features: Annotated[Path, typer.Argument(help="of `algospace features`: FILE.parquet, or a folder of blocks")],
     train_end: Annotated[str, typer.Option("--train-end", help="last day of training (UTC), ISO")],
     out: Annotated[Path, typer.Option("--out", help="FILE.json for the selection")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. keep=20")] = None,
@@ -146,6 +146,7 @@ def select(
 
     from algospace.config import parse_config
     from algospace.features import read_table
+    from algospace.features.block_table import read_blocks
     from training.selection import SelectionConfig, select_features
 
     settings = parse_config(SelectionConfig, {}, overrides or [], source="select")
@@ -155,7 +156,7 @@ def select(
     except ValueError:
         raise ConfigError(f"--train-end {train_end}: not a date; write it as 2025-06-30") from None
     console = Console(stderr=True)
-    table = read_table(features)
+    table = read_blocks(features) if features.is_dir() else read_table(features)
     with console.status(f"selecting among {len(table.base)} columns"):
         found = select_features(table, end.as_unit("ns").value - 1, settings)
     found.save(out)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
     from algospace.features.own import FrameIndicator
     from algospace.features.side_inputs import SideInputs
 
+_OTHER_FORMATS = (".csv", ".txt", ".json", ".pq", ".feather", ".gz")
 _WEEK_NS = 7 * 86_400 * 10**9
 _EXAMPLE = "Example: algospace features market --instrument ES --out es.parquet --library rsi_14,adx_14"
 
@@ -55,7 +56,10 @@ def features_command(
         print_columns(as_json)
         return
     if src is None or not symbols or out is None:
-        raise ConfigError("features needs SRC, --instrument and --out; or --list for the columns that there are")
+        missing = [name for name, given in (("SRC", src), ("--instrument", symbols), ("--out", out)) if not given]
+        raise ConfigError(f"features needs {' and '.join(missing)} as well; or --list for all columns")
+    if out.suffix.lower() in _OTHER_FORMATS and not out.is_dir():
+        raise ConfigError(f"--out {out}: tables are Parquet; name a FILE.parquet, or a folder for monthly blocks")
     settings = _settings(config, library)
     sides = {"relative": relative or (), "outside": outside or (), "ticks": ticks, "quotes": quotes}
     if out.suffix == ".parquet" and not out.is_dir():
@@ -125,7 +129,7 @@ def _table(src: Path, spec: Instrument, settings: FeatureConfig, own: list[Indic
     market = with_progress(lambda say: read_market(src, spec, settings), quiet)
     inputs: SideInputs = with_progress(lambda say: read_sides(market, src, spec, **sides), quiet)
     with nullcontext() if quiet else Console(stderr=True).status(f"features of {len(market)} rows"):
-        table = build_with_sides(market, spec, settings, own, inputs)
+        table = build_with_sides(market, spec, own, inputs)
     release_unused()
     return table, (*market.notes, *inputs.notes)
 

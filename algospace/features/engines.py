@@ -21,6 +21,8 @@ from algospace.instruments import INSTRUMENTS, instrument
 from algospace.marketdata import Catalog
 from algospace.marketdata.catalog import MANIFEST as CATALOG_MANIFEST
 from algospace.marketdata.source import locate
+from algospace.marketdata.ticks import TickCatalog, looks_like_ticks
+from algospace.marketdata.ticks.catalog import SUFFIX as TICKS_SUFFIX
 
 ENGINE_GROUP = "algospace.engines"
 SYNTHETIC_MANIFEST = "manifest.json"
@@ -121,6 +123,9 @@ def plan_jobs(src: Path | str, instruments: str, out: Path | str,
         raise InputError(located, "no such file or folder", "give a file, a folder of them, or a catalog")
     if instruments.strip().lower() == "all":
         found = _all_of(located)
+        if not found and TickCatalog(located).symbols():
+            raise InputError(located, "it holds ticks and no bars, and monthly blocks are built from bars",
+                             "give one --instrument and FILE.parquet as --out")
         if not found:
             raise InputError(located, "no instruments to be told by their names",
                              "give a catalog, a folder with one entry per symbol, or name one with --instrument")
@@ -149,6 +154,9 @@ def _source_of(src: Path, symbol: str, alone: bool) -> Path:
     own = next((entry for entry in _entries(src) if entry.stem.upper() == symbol), None)
     if own is not None:
         return own
+    if symbol in TickCatalog(src).symbols() or (alone and looks_like_ticks(src)):
+        raise InputError(src, f"holds ticks of {symbol} and no bars, and monthly blocks are built from bars",
+                         "give FILE.parquet as --out and leave --engine out")
     if alone:
         return src
     raise InputError(src, f"no catalog, and no entry named after {symbol}",
@@ -171,7 +179,8 @@ def _entries(src: Path) -> list[Path]:
     if not src.is_dir():
         return []
     return [entry for entry in sorted(src.iterdir())
-            if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix.lower() in _SUFFIXES)]
+            if not entry.name.startswith(".") and entry.suffix != TICKS_SUFFIX
+            and (entry.is_dir() or entry.suffix.lower() in _SUFFIXES)]
 
 
 def _synthetic_symbol(entry: Path) -> str | None:

@@ -175,8 +175,8 @@ def build_with_own(
             values = indicator.values(table)
             taken = sorted(values.keys() & table.base.keys())
             if taken:
-                raise UserError(f"{indicator.path}, line {indicator.line}: its column '{taken[0]}' exists already; "
-                                f"rename it")
+                raise UserError(f"{indicator.path}, line {indicator.line}: its column '{taken[0]}' exists "
+                                f"already; rename it")
             table = table.with_columns(values, f"{indicator.name} {indicator.version}")
     return table
 

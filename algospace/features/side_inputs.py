@@ -63,7 +63,14 @@ class Market:
 
 
 class SideInput(Protocol):
-    """Makes further columns of a table; InputError where it has nothing to say about any of its rows."""
+    """Makes further columns of a table; InputError where it has nothing to say about any of its rows.
+
+    source: what to name in an error.
+    """
+
+    @property
+    def source(self) -> Path | str:
+        """The file, folder or catalog that it was read from."""
 
     def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
         """(columns (n,), what they mean) for `FeatureTable.with_columns`; width_ns of a base bar."""
@@ -75,6 +82,11 @@ class RelativeInput:
 
     others: dict[str, Bars]
     sources: dict[str, Path]
+
+    @property
+    def source(self) -> str:
+        """All of them."""
+        return ", ".join(f"--relative {name.upper()}={path}" for name, path in self.sources.items())
 
     def columns(self, table: FeatureTable, width_ns: int) -> tuple[Columns, str]:
         """Strength, beta, correlation and lead against each."""
@@ -163,7 +175,7 @@ def read_sides(
     inputs: list[SideInput] = []
     notes: list[str] = []
     if relative:
-        inputs.append(_read_relative(relative))
+        inputs.append(_read_relative(relative, spec))
     for path in outside:
         series = load_outside(locate(path))
         inputs.append(OutsideInput(series, path))
@@ -196,6 +208,10 @@ def build_with_sides(market: Market, spec: Instrument, own: Sequence[Indicator |
         raise ValueError("a market has bars or ticks")
     for side in sides.inputs:
         columns, version = side.columns(table, config.base_minutes * MINUTE_NS)
+        taken = sorted(columns.keys() & table.base.keys())
+        if taken:
+            raise InputError(side.source, f"its column '{taken[0]}' exists already in the table",
+                             "rename it, or leave one of the two out")
         table = table.with_columns(columns, version) if columns else table
     return table
 
@@ -256,7 +272,7 @@ def _read_quotes(path: Path, spec: Instrument, offset_ns: int) -> tuple[Quotes, 
     return result.quotes, line
 
 
-def _read_relative(texts: Sequence[str]) -> RelativeInput:
+def _read_relative(texts: Sequence[str], spec: Instrument) -> RelativeInput:
     others: dict[str, Bars] = {}
     sources: dict[str, Path] = {}
     for text in texts:
@@ -264,7 +280,8 @@ def _read_relative(texts: Sequence[str]) -> RelativeInput:
         if not separator or not symbol or not path:
             raise ConfigError(f"--relative {text}: expected SYMBOL=SRC, for example NQ=market")
         name = symbol.lower()
-        if name in others:
-            raise ConfigError(f"--relative {text}: {symbol} is given twice; name every instrument once")
+        if name in others or name == spec.symbol.lower():
+            found = "given twice" if name in others else "the table itself"
+            raise ConfigError(f"--relative {text}: {symbol} is {found}; name every other instrument once")
         others[name], sources[name] = read_source(path, instrument(symbol)), Path(path)
     return RelativeInput(others, sources)

@@ -11,7 +11,7 @@ import typer
 
 from algospace.command_options import Json, Symbol, with_progress
 from algospace.config import parse_config
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, InputError
 from algospace.instruments import Instrument, instrument
 
 if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
@@ -62,7 +62,7 @@ def import_command(
     """Import any supported file into a catalog, with a quality report and a quarantine."""
     from algospace.marketdata.options import parse_columns
     from algospace.marketdata.source import locate
-    from algospace.marketdata.ticks import looks_like_ticks
+    from algospace.marketdata.ticks import looks_like_quotes, looks_like_ticks
 
     spec = instrument(symbol)
     if out.exists() and not out.is_dir():
@@ -79,6 +79,9 @@ def import_command(
         for_ticks = {"symbols": symbols or [], "clock": clock, "max_disorder_ns": max_disorder_ns}
         _import_ticks(located, spec, common | for_ticks, settings or [], overlap, out, as_json)
         return
+    if looks_like_quotes(located):
+        raise InputError(located, "best bids and asks, for which there is no catalog",
+                         "give the file to `algospace features` with --quotes")
     _refuse({"symbol": symbols, "clock": clock, "max_disorder_ns": max_disorder_ns, "set": settings,
              "overlap": overlap}, "ticks, and this is a source of bars")
     _import_bars(located, spec, common | for_bars, out, as_json)

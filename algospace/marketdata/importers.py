@@ -199,14 +199,32 @@ def _check_limit(files: Sequence[RawFile], codes: AnyArray, times: Times, contra
         return
     timed = times.ts_open != NO_TIME
     several = contracts_module.overlapping(times.ts_open[timed], contract[timed]) if contract.any() else 0
-    if several > options.max_bad_fraction * total:
+    if several > options.max_bad_fraction * total and options.front == "none":
         raise InputError(files[0].path, f"several contracts at the same time ({several} of {total} rows)",
                          "choose one contract a day with --front volume (or open_interest, expiry, dates), or "
                          "give a file with one contract")
     file, row, rule = _first_bad(files, codes)
+    if rule in ("disorder", "duplicate_time"):
+        _require_following(files, times)
     share = f"{bad} of {total} rows ({100 * bad / total:.3g} %, allowed {100 * options.max_bad_fraction:.3g} %)"
     raise InputError(file, f"{MEANING[rule]} (rule {rule}; {share} break a rule)",
                      f"{FIX.get(rule, 'correct the file')}, or allow more with --max-bad-fraction", row=row)
+
+
+def _require_following(files: Sequence[RawFile], times: Times) -> None:
+    """InputError if a file of a folder begins before the one before it ends: then they are not one series."""
+    start, before = 0, NO_TIME
+    for number, f in enumerate(files):
+        own = times.ts_open[start:start + len(f)]
+        own = own[own != NO_TIME]
+        start += len(f)
+        if own.size == 0:
+            continue
+        if before != NO_TIME and own.min() <= before:
+            rule = f"it begins at {iso(int(own.min()))}, before {files[number - 1].path.name} ends"
+            raise InputError(f.path, rule, "the files of a folder must be one instrument, in the order of their "
+                                           "names; import this one alone")
+        before = int(own.max())
 
 
 def _first_bad(files: Sequence[RawFile], codes: AnyArray) -> tuple[Path, int, str]:

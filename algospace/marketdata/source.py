@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from algospace.errors import InputError
 from algospace.instruments import Instrument, instrument
 from algospace.marketdata.catalog import Catalog, find_catalog
 from algospace.marketdata.importers import import_file
@@ -34,4 +35,7 @@ def read_source(path: Path | str, symbol: str | Instrument, options: ImportOptio
     root = find_catalog(located, spec.symbol)
     if root is not None:
         return Catalog(root).read(spec.symbol)
+    if located.is_dir() and any(located.glob("*.ticks/ticks.json")):
+        raise InputError(located, f"the catalog holds ticks, but no bars of {spec.symbol}",
+                         "give a source of bars, or import them first")
     return import_file(located, spec, options).bars

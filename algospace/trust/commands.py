@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # compiled code is loaded only by the command that needs it
 
 _LOOKAHEAD_EXAMPLE = "Example: algospace check lookahead market --instrument NQ --indicator my_indicator.py"
 _WARMUP_EXAMPLE = "Example: algospace check warmup market --instrument NQ --references 6"
+_PIPE_WIDTH = 200
 
 Source = Annotated[Path, typer.Argument(help="CSV or Parquet file, a folder of them, or a catalog.")]
 Symbol = Annotated[str, typer.Option("--instrument", help="Symbol, for example NQ.")]
@@ -56,7 +57,7 @@ def lookahead_command(
         report = inspect_features(features, bars, cuts)
     _write(report.to_dict(), as_json, out)
     if not as_json:
-        print_lookahead(report, Console())
+        print_lookahead(report, _console())
     report.require_clean()
 
 
@@ -74,7 +75,7 @@ def warmup_command(
         report = check_warmup(Features(instrument(symbol), settings, loaded).table, bars, references)
     _write(report.to_dict(), as_json, out)
     if not as_json:
-        print_warmup(report, Console())
+        print_warmup(report, _console())
 
 
 def _read(
@@ -82,6 +83,7 @@ def _read(
     start: str | None, end: str | None,
 ) -> tuple[Bars, FeatureConfig, list[Indicator | FrameIndicator]]:
     from algospace.features import FeatureConfig
+    from algospace.features.blocks import fit_config
     from algospace.features.checks import check_width
     from algospace.features.own import load_indicator
     from algospace.marketdata import read_source
@@ -91,6 +93,9 @@ def _read(
     loaded = [*(load_indicator(path) for path in files or ()), *library_indicators(library, spec)]
     bounds = _time(start, "--start"), _time(end, "--end")
     bars = read_source(src, spec)
+    settings, notes = fit_config(settings, bars.width_ns)  # as `features` does
+    for note in notes:
+        typer.echo(f"note     {note}", err=True)
     check_width(bars.width_ns, settings.base_minutes * MINUTE_NS)
     return between(bars, *bounds), settings, loaded
 
@@ -133,6 +138,12 @@ def _write(report: dict[str, Any], as_json: bool, out: Path | None) -> None:
         write_json(out, report)
     if as_json:
         typer.echo(json.dumps(report, allow_nan=False))
+
+
+def _console() -> Console:
+    """Standard output; wide where nobody's window sets the width, so that a file or pipe gets whole names."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _status(text: str, quiet: bool) -> Any:
