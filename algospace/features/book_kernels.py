@@ -36,9 +36,10 @@ BOOK = np.dtype(
     align=True,
 )  # fmt: skip
 
-# `finished`: bars put into the ring so far; `read_to`: end of the last row that was read.
+# `finished`: bars put into the ring so far; `read_to`: end of the last row that was read; `seen`: when the newest
+# valid update became known, accepted or late.
 BOOK_STREAM = np.dtype(
-    [("started", "i8"), ("is_open", "i8"), ("finished", "i8"), ("read_to", "i8"), ("late", "i8"),
+    [("started", "i8"), ("is_open", "i8"), ("finished", "i8"), ("read_to", "i8"), ("seen", "i8"), ("late", "i8"),
      ("invalid", "i8")],
     align=True,
 )  # fmt: skip
@@ -52,13 +53,15 @@ def push(
     """One update, known from `known` on (sizes NaN where unknown); whether it was accepted.
 
     Invalid: a side missing, not positive, or crossed, or a negative or infinite size. Late: older than the last
-    one, at the exchange or in receipt, or known before a row that was read already.
+    one, at the exchange or in receipt; or of a bar that was over, or a row that was read, before it came.
     """
-    priced = bid > 0.0 and bid <= ask and ask < np.inf
-    if not priced or bid_size < 0.0 or ask_size < 0.0 or bid_size == np.inf or ask_size == np.inf:
+    if not is_valid(bid, ask, bid_size, ask_size):
         stream.invalid += 1
         return False
-    if known <= stream.read_to or (stream.started and (ts < now.ts or known < now.known)):
+    over = stream.seen - 1 - (stream.seen - 1) % width  # end of the last bar that a valid update lies behind
+    stream.seen = max(stream.seen, known)
+    behind = known <= stream.read_to or (stream.started and known <= over)
+    if behind or (stream.started and (ts < now.ts or known < now.known)):
         stream.late += 1
         return False
     if stream.is_open and known > now.end:
@@ -81,6 +84,13 @@ def push(
     now.updates += 1
     stream.started = 1
     return True
+
+
+@nb.njit(cache=True)
+def is_valid(bid: float, ask: float, bid_size: float, ask_size: float) -> bool:
+    """Whether both sides are there and not crossed, and sizes are possible or unknown."""
+    priced = bid > 0.0 and bid <= ask and ask < np.inf
+    return priced and not (bid_size < 0.0 or ask_size < 0.0 or bid_size == np.inf or ask_size == np.inf)
 
 
 @nb.njit(cache=True)
@@ -178,7 +188,8 @@ def run(
     stream, now = streams[0], nows[0]
     i = 0
     for j in range(ts_close.size):
-        while i < ts.size and known[i] <= ts_close[j]:
+        # an invalid update says nothing, not even that its time has come
+        while i < ts.size and (known[i] <= ts_close[j] or not is_valid(bid[i], ask[i], bid_size[i], ask_size[i])):
             push(stream, now, ring, width, ts[i], known[i], bid[i], ask[i], bid_size[i], ask_size[i])
             i += 1
         if not close(stream, now, ring, width, tick_size, ts_close[j], out[j]):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from algospace.errors import InputError, SchemaError
 from algospace.features.book import BookState, book_columns
-from algospace.features.book_kernels import RING
+from algospace.features.book_kernels import RING, is_valid
 from algospace.instruments import instrument
 from algospace.types import MINUTE_NS, SECOND_NS, Quotes
 
@@ -38,6 +38,7 @@ def rows_of(quotes: Quotes) -> np.ndarray:
 
 
 @settings(max_examples=25, deadline=None)
+@example(4809, False, 1, 1)  # a valid update of a bar that an invalid one lies behind
 @given(st.integers(0, 10**6), st.booleans(), st.integers(0, 40), st.integers(1, 399))
 def test_update_by_update_equals_batch_to_the_bit(seed, received, lag, cut):
     """Rows may be read up to `lag` bars after they closed, and the state may move to another process."""
@@ -51,7 +52,8 @@ def test_update_by_update_equals_batch_to_the_bit(seed, received, lag, cut):
         if i == cut:
             snapshot, state = state.snapshot(), BookState(WIDTH, NQ)
             state.restore(snapshot)
-        newest = max(newest, int(known[i]))
+        if is_valid(quotes.bid[i], quotes.ask[i], quotes.bid_size[i], quotes.ask_size[i]):
+            newest = max(newest, int(known[i]))
         while due and due[0] + lag * WIDTH < newest:
             found.append(state.close(due.pop(0)))
         recv = None if quotes.ts_recv is None else int(quotes.ts_recv[i])

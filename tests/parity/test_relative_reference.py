@@ -149,7 +149,7 @@ def test_feature_rows_as_a_source_skip_filled_ones_in_both_ways():
 
 def test_a_snapshot_of_other_settings_or_a_damaged_one_is_refused():
     stream = RelativeStream({"nq": BASE_NS}, RelativeConfig())
-    with pytest.raises(SchemaError, match="same settings and instruments"):
+    with pytest.raises(SchemaError, match="use the same configuration"):
         RelativeStream({"ym": BASE_NS}).restore(stream.snapshot())
     with pytest.raises(SchemaError, match="not a snapshot"):
         stream.restore(stream.snapshot()[:50])
