@@ -14,7 +14,7 @@ import numpy as np
 from algospace.errors import SchemaError
 from algospace.types import AnyArray
 
-_VERSION = 1
+_VERSION = 2
 _HEADER = "header.json"
 
 
@@ -22,7 +22,8 @@ def pack(identity: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
     """One blob of `parts`, in order, that only `unpack` with the same `identity` accepts."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # the archive's CRC of each part finds damage
-        archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps({"version": _VERSION, **identity}))
+        header = {"version": _VERSION, "identity": dict(identity), "parts": list(parts)}
+        archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps(header))
         for name, part in parts.items():
             archive.writestr(zipfile.ZipInfo(name), part)
     return buffer.getvalue()
@@ -32,15 +33,19 @@ def unpack(identity: Mapping[str, Any], blob: bytes, what: str) -> dict[str, byt
     """The parts of a blob by name; SchemaError, in one line, if it is damaged or belongs to something else."""
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-            found = json.loads(archive.read(_HEADER))
+            header = json.loads(archive.read(_HEADER))
+            found = {"version": header["version"], **header["identity"]}
             parts = {name: archive.read(name) for name in archive.namelist() if name != _HEADER}
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, OSError, EOFError,
+            RuntimeError) as error:
         # RuntimeError: damage may look like a part that is encrypted, or packed in an unknown way
         raise SchemaError(f"{what}: not a snapshot, or damaged ({error}); build it anew from history") from None
-    expected = {"version": _VERSION, **identity}
+    expected = {"version": _VERSION, **json.loads(json.dumps(dict(identity)))}
     if found != expected:
         raise SchemaError(f"{what}: it was saved for {json.dumps(found)}, this is {json.dumps(expected)}; "
                           "use the same configuration or build it anew from history")
+    if header["parts"] != list(parts):  # a damaged list of parts can lose some and still be read
+        raise SchemaError(f"{what}: damaged (parts are missing); build it anew from history")
     return parts
 
 

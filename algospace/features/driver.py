@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from algospace.errors import InputError, UserError
+from algospace.errors import InputError, SchemaError, UserError
 from algospace.features import columns, pipeline
 from algospace.features.bars import SourceBar
 from algospace.features.checks import check_bars, check_width
@@ -129,6 +129,10 @@ class FeatureStream:
     def snapshot(self) -> bytes:
         """The whole state; a stream of the same configuration that restores it continues to the bit."""
         self._require_sound()
+        return pack_arrays(self._identity(), self._saved())
+
+    def _saved(self) -> dict[str, AnyArray]:
+        """All arrays of the state by name."""
         arrays: dict[str, AnyArray] = {}
         _flatten(self._state, "", arrays)
         for number, state in enumerate(self._indicator_states):
@@ -138,11 +142,14 @@ class FeatureStream:
         # scratch of the last query, as long as the points: left out, so that equal states are equal bytes
         for name in ("distances", "near_labels", "selection"):
             arrays[f"mlmi.{name}"] = np.zeros(used, arrays[f"mlmi.{name}"].dtype)
-        return pack_arrays(self._identity(), arrays)
+        return arrays
 
     def restore(self, snapshot: bytes) -> None:
-        """Continue from `snapshot`; SchemaError if it belongs to another configuration or instrument."""
+        """Continue from `snapshot`; SchemaError if it belongs to another configuration or instrument, or was saved
+        by a version whose state has another layout."""
         arrays = unpack_all(self._identity(), snapshot, "feature state")
+        if _layout(arrays) != _layout(self._saved()):
+            raise SchemaError("feature state: it was saved by another version; build it anew from history")
         self._state = _unflatten(self._state, "", arrays)
         self._indicator_states = [_unflatten(state, f"indicator{number}", arrays)
                                   for number, state in enumerate(self._indicator_states)]
@@ -293,6 +300,11 @@ def _blocks(arrays: Sequence[AnyArray]) -> Iterator[list[AnyArray]]:
     for start in range(0, arrays[0].size, _BLOCK):
         part = slice(start, start + _BLOCK)
         yield [np.array(array[part], dtype) for array, dtype in zip(arrays, _DTYPES, strict=False)]
+
+
+def _layout(arrays: dict[str, AnyArray]) -> dict[str, object]:
+    """Names and types of the arrays of a snapshot; some lengths are the history's."""
+    return {name: (array.dtype, array.ndim) for name, array in arrays.items()}
 
 
 def _flatten(node: Any, name: str, into: dict[str, AnyArray]) -> None:
