@@ -49,7 +49,7 @@ def augment_command(
     spec = instrument(symbol)
     settings = _settings(operators, config, option or [], spec.tick_size)
     if labels is None and "regime_resample" in settings.operators:
-        raise ConfigError("regime_resample needs a regime label for every bar; give --labels with ts_close and regime")
+        raise ConfigError("regime_resample needs a regime label for every bar; give them with --labels FILE")
     _require_replaceable(out)
     bars = read_source(src, spec)
     changed = augment(bars, settings, seed, _regimes(labels, bars) if labels else None)

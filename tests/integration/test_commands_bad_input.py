@@ -246,7 +246,7 @@ def test_options_of_import(run: Runner, tmp_path: Path, fault: str) -> None:
 @pytest.mark.parametrize(("arguments", "words"), [
     ("data augment market --instrument ES", "--operators"),
     ("data augment market --instrument ES --operators nois", "operators"),
-    ("data augment market --instrument ES --operators regime_resample", "give --labels"),
+    ("data augment market --instrument ES --operators regime_resample", "with --labels"),
     ("data augment ticks --instrument ES --operators noise", "ticks: the catalog holds ticks, but no bars of ES"),
     ("data synth --scenario calm", "unknown scenario 'calm'"),
     ("data synth --scenario easy --tick-option imbalance=0.1", "works with --resolution ticks only"),
