@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from algospace.clock import LiveClock
 from algospace.errors import ConfigError, InputError, InternalError
@@ -309,6 +310,17 @@ def test_a_tick_that_does_not_fit_fails_alone(tmp_path: Path, bad: dict[str, obj
         bus.publish(NewTick("ES", DAY0 + i, 1.0))
     assert bus.failures == {"recorder.on_tick": 1}
     assert len(read_recording(tmp_path, "ES")) == 6
+
+
+def test_bars_that_a_recorder_cannot_record_are_told_once(tmp_path: Path) -> None:
+    bus, recorder = EventBus(), Recorder("SYNTH", tmp_path)
+    recorder.register(bus)
+    recorder.connect()
+    with structlog.testing.capture_logs() as lines:
+        for event in drain(ReplayFeed("SYNTH", generate("mid", 1, 5, "1m").bars), MINUTE_NS):
+            bus.publish(event)
+    assert [line["event"] for line in lines] == ["source bars are not recorded, only ticks"]
+    assert not bus.failures
 
 
 def test_a_recorder_killed_while_it_writes_leaves_whole_parts(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from struct import Struct
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
 from algospace.errors import ConfigError, InputError
-from algospace.events import EventBus, NewTick, TimeAdvanced
+from algospace.events import EventBus, NewSourceBar, NewTick, TimeAdvanced
 from algospace.files import atomic_path
 from algospace.kernel import Component
 from algospace.types import MINUTE_NS, Ticks
 
+_LOG = structlog.get_logger(__name__)
 _TIME = pa.timestamp("ns", tz="UTC")
 RECORD_SCHEMA = pa.schema([
     ("ts", _TIME), ("price", pa.float64()), ("size", pa.float64()), ("contract", pa.int32()), ("ts_recv", _TIME),
@@ -32,7 +34,7 @@ class Recorder(Component):
 
     A part is written every `rows` ticks, when `every_ns` have passed, and at shutdown, behind the parts that the
     folder has: no part is ever replaced. A part that cannot be written stays in memory and is tried again with the
-    next; the failure is reported as any handler's is. Source bars are not recorded.
+    next; the failure is reported as any handler's is. Source bars are not recorded; the log says so.
     """
 
     def __init__(self, symbol: str, folder: Path | str, rows: int = 1 << 16, every_ns: int = MINUTE_NS) -> None:
@@ -46,7 +48,9 @@ class Recorder(Component):
         self._part = 0
 
     def register(self, bus: EventBus) -> None:
+        self._bus = bus
         bus.subscribe(NewTick, self.on_tick, "recorder.on_tick")
+        bus.subscribe(NewSourceBar, self.on_source_bar, "recorder.on_source_bar")
         bus.subscribe(TimeAdvanced, self.on_time, "recorder.on_time")
 
     def connect(self) -> None:
@@ -60,6 +64,12 @@ class Recorder(Component):
         self._waiting += _pack_tick(*tick[1:])  # here, so that a tick of the wrong types fails alone
         if len(self._waiting) >= self._write_at * _TICK.itemsize:
             self.flush()
+
+    def on_source_bar(self, bar: NewSourceBar) -> None:
+        """Say, once, that bars are not recorded."""
+        if bar.symbol == self.symbol:
+            _LOG.warning("source bars are not recorded, only ticks", symbol=self.symbol, folder=str(self.folder))
+            self._bus.unsubscribe(NewSourceBar, self.on_source_bar)
 
     def on_time(self, event: TimeAdvanced) -> None:
         """Write what waits if the last part is old enough."""
