@@ -117,15 +117,18 @@ def build_blocks(
     path = Path() if isinstance(source, MonthlySource) else Path(source)
     job = FeatureJob(instrument.symbol, instrument, path, Path(out_folder), config or FeatureConfig(),
                      tuple(indicators), options)  # fmt: skip
-    steps = iter_blocks(job, opened)
+    return drain(iter_blocks(job, opened), progress or (lambda block: None))
+
+
+def drain(steps: Generator[Block, None, BlocksReport], say: Callable[[Block], None]) -> BlocksReport:
+    """Do a job to its end, telling of every block; its report."""
     while True:
         try:
             block = next(steps)
         except StopIteration as done:
             report: BlocksReport = done.value
             return report
-        if progress is not None:
-            progress(block)
+        say(block)
 
 
 def iter_blocks(job: FeatureJob, source: MonthlySource | None = None) -> Generator[Block, None, BlocksReport]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from algospace.errors import AlgoSpaceError, ConfigError, InputError
 from algospace.features.block_table import write_whole
-from algospace.features.blocks import Block, BlocksReport, FeatureJob, iter_blocks
+from algospace.features.blocks import Block, BlocksReport, FeatureJob, drain, iter_blocks
 from algospace.instruments import INSTRUMENTS, instrument
 from algospace.marketdata import Catalog
 from algospace.marketdata.catalog import MANIFEST as CATALOG_MANIFEST
@@ -78,14 +78,7 @@ def run_local(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
 
 def run_job(job: FeatureJob, say: Say) -> BlocksReport:
     """One job, its failure as a report."""
-    steps = guarded(job)
-    while True:
-        try:
-            block = next(steps)
-        except StopIteration as done:
-            report: BlocksReport = done.value
-            return report
-        say(block)
+    return drain(guarded(job), say)
 
 
 def guarded(job: FeatureJob) -> Generator[Block, None, BlocksReport]:

@@ -189,6 +189,7 @@ def _execute(path: Path, source: bytes, version: str) -> ModuleType:
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
         raise faults.in_file(path, error, "the file cannot be loaded") from error
     return module
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class _Search:
     def _function(self, function: FunctionType, depth: int) -> Found:
         code = function.__code__
         closure = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        values = {name: cell.cell_contents for name, cell in closure}
+        values = {name: cell.cell_contents for name, cell in closure if cell != CellType()}  # assigned ones
         names = _names(code)
         for name in names:
             if name in function.__globals__:

@@ -5,6 +5,9 @@ before every cut rather than for the rows of trades, and with cuts at the places
 whatever changes with the future: shift(-1), centred windows, statistics of the whole sample, values filled
 backwards, unfinished bars, memory outside an indicator's state. What an indicator reads from elsewhere than the
 given bars cannot be cut; `trust.hidden` looks for that.
+
+A look-ahead of k bars shows in the last k rows before a cut. One that happens in few rows (Fridays at eight, say)
+is seen only if a cut falls right behind such a row; more cuts find more.
 """
 
 from __future__ import annotations
