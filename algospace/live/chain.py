@@ -47,18 +47,31 @@ class WarmUp(Component):
             raise InputError("history", "no data", "give a range that holds data, or leave the warm-up out")
         stream = self._engine.stream
         stream.bar_state = self._generator.bar_state
-        late = 0
-        if isinstance(history, Ticks):  # a recording's clock decides as it did live
-            in_time = self._generator.in_time(history)
-            late = int(np.count_nonzero(~in_time))
-            if late:
+        given = len(history)
+        if isinstance(history, Ticks):
+            history = _behind(history, int(self._generator.bar_state[0]["last_ts"][0]))
+            in_time = self._generator.in_time(history)  # a recording's clock decides as it did live
+            if not in_time.all():
                 history = history.take(np.flatnonzero(in_time))
-        table = stream.history(history)
-        stream.bar_state[0]["late"] += late
+        rows = 0
+        if len(history):
+            table = stream.history(history)
+            rows = len(table)
+            if self._matrices is not None:
+                self._matrices.push_history(table)
+        stream.bar_state[0]["late"] += given - len(history)
         self._generator.adopt(*stream.bar_state)
-        if self._matrices is not None:
-            self._matrices.push_history(table)
-        _LOG.info("warmed up", events=len(history), base_bars=len(table), late=self._generator.late)
+        _LOG.info("warmed up", events=len(history), base_bars=rows, late=self._generator.late)
+
+
+def _behind(history: Ticks, last_ts: int) -> Ticks:
+    """The ticks that the state has not seen: all, or where history overlaps it, those later than its last.
+
+    Ticks of one time cannot be told apart, and a tick of the last time, or within the tolerated disorder, would be
+    accepted a second time.
+    """
+    overlaps = int(history.ts.min()) <= last_ts
+    return history.take(np.flatnonzero(history.ts > last_ts)) if overlaps else history
 
 
 @dataclass(frozen=True)

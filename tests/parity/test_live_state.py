@@ -212,6 +212,31 @@ def test_history_behind_a_restored_snapshot_closes_the_gap_and_repeats_nothing()
     assert second.generator.late == 1000
 
 
+@pytest.mark.parametrize("patience", [0, 100 * 10**9])
+def test_ticks_of_a_history_that_overlaps_a_restored_snapshot_count_once(patience: int) -> None:
+    ticks = random_ticks(3000, 5, 4.0)
+    ticks = ticks.take(np.argsort(ticks.ts, kind="stable"))
+    config = LEAN.model_copy(update={"max_disorder_ns": patience})
+
+    def chain(part: slice, **more: Any) -> Chain:
+        return build_chain(ES, config, indicators=further(), feed=ReplayFeed("ES", ticks.take(part)), **more)
+
+    whole = run(chain(slice(0, None))).events
+    first = chain(slice(0, 1500))
+    run(first)
+    second = chain(slice(2000, None), history=ticks.take(slice(500, 2000)))
+    second.kernel.restore(first.kernel.snapshot())
+    seen = run(second).events
+    assert len(of(NewBaseBar, seen)) > 10
+    for kind in KINDS:
+        ours = of(kind, seen)
+        assert all(map(same, ours, of(kind, whole)[len(of(kind, whole)) - len(ours):]))
+    assert second.generator.late == 1000
+    with second.kernel:  # a second start finds nothing new in its history
+        pass
+    assert second.generator.late == 2500
+
+
 def test_a_second_start_goes_on_where_the_first_run_ended() -> None:
     bars, _, schema = market()
     chain = build_chain(SYNTH, FULL, schema, further(), feed=feed(bars, 2000), history=bars.slice(0, 2000))
