@@ -30,7 +30,15 @@ def main() -> None:
     """Console script. Log lines go to stderr: stdout is what a script reads."""
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     try:
-        build_app()(standalone_mode=True)
+        code = build_app()(standalone_mode=False)
+    except typer.Abort:
+        _say("stopped")
+        sys.exit(1)
+    except typer.TyperException as error:  # an option that is missing, unknown or of another kind
+        text = " ".join(error.format_message().split()).rstrip(".")
+        if text:  # empty where a group without its command has printed its help
+            _say(f"{text}; --help shows what there is")
+        sys.exit(UserError.exit_code)
     except AlgoSpaceError as error:
         _say(str(error))
         sys.exit(error.exit_code)
@@ -40,6 +48,7 @@ def main() -> None:
         # a path that the caller gave: no folder, no permission, no space left
         _say(f"{error.filename}: {error.strerror}; name a path that can be read or written")
         sys.exit(UserError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _say(text: str) -> None:

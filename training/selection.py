@@ -32,6 +32,7 @@ from algospace.types import AnyArray, FloatArray, IntArray
 _TREES, _LEAVES, _LEARNING_RATE, _MIN_LEAF = 60, 12, 0.06, 200
 _REPEATS = 2  # permutations of a column per fold
 _MIN_FOLD = 200
+_LATEST_START = 0.2  # share of the split within which a column must begin
 _PROBE = "probe_"
 _NEVER = frozenset({*BAR_COLUMNS, "synergy_type"})  # price levels and bookkeeping are not features
 
@@ -166,12 +167,13 @@ def _training_rows(table: FeatureTable, train_end_ns: int, config: SelectionConf
 
 
 def _warm_up(table: FeatureTable, stop: int) -> int:
-    """First row on which every column that ever has a value has one."""
-    first = 0
+    """First row on which every column has a value, but for those that begin late (they are dropped by name)."""
+    first, latest = 0, int(_LATEST_START * stop)
     for values in table.base.values():
         finite = np.isfinite(values[:stop])
         if finite.any():
-            first = max(first, int(np.argmax(finite)))
+            begins = int(np.argmax(finite))
+            first = max(first, begins if begins <= latest else 0)
     return first
 
 

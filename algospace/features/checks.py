@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from algospace.errors import ConfigError, InputError
-from algospace.types import MINUTE_NS, Bars, BoolArray
+from algospace.types import MINUTE_NS, Bars, BoolArray, Ticks
 
 _HEADER_LINES = 2  # array row 0 is line 2 of a file with a header
 
@@ -34,6 +34,20 @@ def check_bars(bars: Bars, base_width: int) -> None:
     _require(possible, "open or close is NaN or outside low..high", "repair or drop the row")
     volume = ~((bars.volume < 0) | (bars.volume == np.inf))
     _require(volume, "volume is negative or infinite", "repair it, or set it to NaN where unknown")
+
+
+def check_contracts(ticks: Ticks) -> None:
+    """InputError if a contract comes back after a later one: prices of contracts side by side are no series."""
+    codes = ticks.contract
+    if codes is None or codes.size == 0:
+        return
+    starts = np.flatnonzero(np.concatenate(([True], codes[1:] != codes[:-1])))
+    _, first = np.unique(codes[starts], return_index=True)
+    if first.size < starts.size:
+        back = int(np.setdiff1d(np.arange(starts.size), first)[0])
+        raise InputError("ticks", f"contract number {codes[starts[back]]} comes back after another one, "
+                         f"{starts.size - 1} changes in all: contracts trade side by side",
+                         "keep one at a time (data import --symbol)", row=int(starts[back]))
 
 
 def _require(fine: BoolArray, rule: str, fix: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from algospace.errors import InputError, SchemaError, UserError
 from algospace.features import columns, pipeline
 from algospace.features.bars import SourceBar
-from algospace.features.checks import check_bars, check_width
+from algospace.features.checks import check_bars, check_contracts, check_width
 from algospace.features.config import FeatureConfig
 from algospace.features.indicator import Indicator, bars_of_rows, check_names, digest_with
 from algospace.features.table import FeatureTable
@@ -245,6 +245,7 @@ def build_from_ticks(
     """The feature table of a history of ticks; a warning counts late and invalid ticks, which are dropped."""
     if len(ticks) == 0:
         raise InputError("ticks", "no ticks", "give a range that holds data")
+    check_contracts(ticks)
     stream = FeatureStream(instrument, config, indicators=indicators)
     table = stream.extend_ticks(ticks)
     if stream.late or stream.invalid:

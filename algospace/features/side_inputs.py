@@ -41,6 +41,7 @@ from algospace.marketdata.ticks import (
 from algospace.types import MINUTE_NS, Bars, FloatArray, IntArray, Quotes, Ticks
 
 Columns = dict[str, FloatArray]
+_MAX_AGE_MINUTES = 4 * 24 * 60  # a daily series over a long weekend is not stale
 
 _FAR = 1.25  # medians of two sources of one instrument over the same time differ by far less
 
@@ -92,7 +93,8 @@ class RelativeInput:
         """Strength, beta, correlation and lead against each."""
         for name, bars in self.others.items():
             _require_shared(table, self.sources[name], f"bars of {name.upper()}", bars.ts_open + bars.width_ns)
-        config = RelativeConfig(base_minutes=width_ns // MINUTE_NS)
+        minutes = width_ns // MINUTE_NS
+        config = RelativeConfig(base_minutes=minutes, max_age_bars=max(_MAX_AGE_MINUTES // minutes, 1))
         return relative_columns(table, self.others, config), relative_version(self.others, config)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from algospace.errors import ConfigError, InputError
 from algospace.features import tick_bars_kernels as kernels
 from algospace.features.bar_frames import BarFrame, BarSeries, as_frames, new_states
+from algospace.features.checks import check_contracts
 from algospace.snapshots import pack_arrays, unpack_arrays
 from algospace.types import AnyArray, Ticks
 
@@ -145,8 +146,10 @@ def build_bars(
 ) -> dict[str, BarSeries]:
     """Bars of every frame from a history of ticks in one pass, by name of the frame (as written, if as text).
 
-    InputError if volume or dollar bars are asked of ticks without sizes; ConfigError for an impossible frame.
+    InputError if volume or dollar bars are asked of ticks without sizes, or if contracts trade side by side;
+    ConfigError for an impossible frame.
     """
+    check_contracts(ticks)
     return BarBuilder(frames, max_disorder_ns=max_disorder_ns, adjust=adjust).extend(ticks)
 
 

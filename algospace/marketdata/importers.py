@@ -17,12 +17,14 @@ from algospace.errors import InputError
 from algospace.files import sha256_file
 from algospace.instruments import Instrument, instrument
 from algospace.marketdata import contracts as contracts_module
+from algospace.marketdata.continuous import check_ratios
 from algospace.marketdata.csv_import import read_csv
 from algospace.marketdata.options import ImportOptions
 from algospace.marketdata.parquet_import import read_parquet
 from algospace.marketdata.quality import FIX, MEANING, RULES, QualityReport, inspect, iso, judge_order, judge_rows
 from algospace.marketdata.raw import RawFile
 from algospace.marketdata.roll_options import open_interest_column, rule_of
+from algospace.marketdata.roll_table import read_roll_table
 from algospace.marketdata.rolls import ContractRows, choose_front, front_rows
 from algospace.marketdata.schema import PRICES
 from algospace.marketdata.times import Times, resolve_times
@@ -37,6 +39,7 @@ QUARANTINE_SCHEMA = pa.schema([
     ("volume", pa.float64()), ("contract", pa.string()), ("line", pa.string()),
 ])
 _SUFFIXES = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_LISTED = 1  # roll ratios that a note spells out
 _NOT_BARS = {"truth.parquet", "quarantine.parquet", contracts_module.ROLL_TABLE}
 
 
@@ -80,6 +83,7 @@ def _import(path: Path, spec: Instrument, options: ImportOptions,
     has_volume = volume is not None
     files, times = _without_rows(files, times)
     del prices, volume, contract, good
+    notes += _ratio_notes(path, options, bars, names)
     report = _report(path, spec, files, times, codes, bars, names, has_volume, notes)
     report.reported["other_contracts"] = int(other.sum())
     return ImportResult(bars, names, quarantine, report)
@@ -163,6 +167,23 @@ def _contracts(files: Sequence[RawFile], times: Times, options: ImportOptions,
     codes = np.zeros(n, np.int32)
     codes[known], names, uncovered = contracts_module.from_roll_table(table, times.ts_open[known])
     return codes, names, [f"contracts: by {table.name}, {uncovered} rows between contracts"]
+
+
+def _ratio_notes(source: Path, options: ImportOptions, bars: Bars, names: Sequence[str]) -> list[str]:
+    """What the bars say of the roll ratios that a roll table states."""
+    beside = (source if source.is_dir() else source.parent) / contracts_module.ROLL_TABLE
+    table = options.contracts or (beside if beside.is_file() else None)
+    if table is None or not names:
+        return []
+    try:
+        schedule = read_roll_table(table)
+    except InputError:
+        return []  # a table of another form; what the import needs of it has been read
+    stated = int(np.isfinite(schedule.ratio_to_next).sum())
+    wrong = check_ratios(schedule, bars, names) if stated else []
+    listed = "; ".join(str(mismatch) for mismatch in wrong[:_LISTED])
+    return [f"roll ratios of {table.name}: {len(wrong)} of {stated} differ from the bars'"
+            + (f": {listed}{' …' if len(wrong) > _LISTED else ''}" if wrong else "")] if stated else []
 
 
 def _not_front(files: Sequence[RawFile], times: Times, codes: AnyArray, contract: Int32Array, names: Sequence[str],

@@ -38,9 +38,9 @@ def find_stretches(bars: Bars, session: Session, has_volume: bool) -> dict[str, 
 
 def attention(found: dict[str, list[dict[str, Any]]]) -> list[str]:
     """One line for each finding, for a person."""
-    lines = [f"volume changes {_times(s['factor'])} at {s['at']} (usual volume of a bar {s['before']:g} before, "
-             f"{s['after']:g} after): another unit?" for s in found.get("volume_steps", [])]
-    lines += [f"from {s['from']} to {s['to']} the volume is {_times(s['factor'])} and the price jumps by "
+    lines = [f"the volume of a bar {_change(s['factor'])} at {s['at']} (usually {s['before']:.0f} before, "
+             f"{s['after']:.0f} after): another unit?" for s in found.get("volume_steps", [])]
+    lines += [f"from {s['from']} to {s['to']} the volume {_change(s['factor'])}, and the price jumps by "
               f"{s['entry_jump']:+.2f} points into it and {s['exit_jump']:+.2f} out of it: another contract?"
               for s in found.get("suspected_other_contract", [])]
     lines += [f"from {s['from']} to {s['to']} only {100 * s['share']:.0f} % of the usual bars are there "
@@ -48,8 +48,8 @@ def attention(found: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def _times(factor: float) -> str:
-    return f"{factor:.3g}-fold" if factor >= 1 else f"to 1/{1 / factor:.3g}"
+def _change(factor: float) -> str:
+    return f"rises {factor:.0f}-fold" if factor >= 1 else f"falls to 1/{1 / factor:.0f}"
 
 
 def _days(bars: Bars, session: Session, has_volume: bool) -> tuple[IntArray, IntArray, FloatArray]:

@@ -303,3 +303,14 @@ def test_a_killed_build_continues_and_ends_as_if_it_had_not_been_killed(run: Run
     assert code == 0, err
     assert not [path for path in folder.iterdir() if path.suffix == ".part"]
     assert_same(read_blocks(folder), build(rolling_bars(1), SYNTH, FeatureConfig(regime=False)))
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["features", "--bogus"], "No such option: --bogus"), (["nope"], "No such command 'nope'"),
+    (["data", "import", "x.csv"], "Missing option '--instrument'"),
+    (["check", "lookahead", "x", "--instrument", "ES", "--cuts", "0"], "Invalid value for '--cuts'"),
+])
+def test_a_wrong_option_is_one_line_too(run: Runner, arguments: list[str], words: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err

@@ -87,3 +87,10 @@ def test_days_that_are_mostly_absent_are_found() -> None:
 def test_an_ordinary_market_is_not_accused() -> None:
     for seed in range(4):
         assert find_stretches(market(seed), instrument("SYNTH").session, True) == {}
+
+
+def test_stated_roll_ratios_are_held_against_the_bars(data_root: Path) -> None:
+    guesses = report_of(data_root, "nq_1m", "NQ").guesses
+    [note] = [line for line in guesses if line.startswith("roll ratios of contracts.csv")]
+    assert "8 of 63 differ" in note
+    assert "inverse" not in note

@@ -111,3 +111,12 @@ def test_no_label_of_a_training_row_touches_the_test_part(horizon: int, embargo:
         assert after.size == 0 or after[0] >= rows[test[-1]] + horizon + embargo
         seen += test.tolist()
     assert seen == list(range(rows.size))
+
+
+def test_a_column_that_begins_late_is_dropped_and_shortens_nothing(table: FeatureTable) -> None:
+    late = np.full(len(table), np.nan)
+    late[2500:] = np.random.default_rng(2).normal(size=len(table) - 2500)
+    at = int(table.ts_close[4500])
+    found = select_features(table.with_columns({"late": late}, "late"), at, CONFIG)
+    assert found.rows == select_features(table, at, CONFIG).rows
+    assert "rows without a value" in found.dropped["late"]
