@@ -31,10 +31,10 @@ def resolve_columns(path: Path, names: Sequence[str],
     by_lower: dict[str, str] = {}
     for name in names:
         by_lower.setdefault(name.strip().strip('"').lower(), name)
-    roles = {role: _given(path, role, column, names) for role, column in wanted.items()}
+    roles = {role: given_column(path, role, column, names) for role, column in wanted.items()}
     guessed: dict[str, str] = {}
     for role in (*PRICES, "volume", "contract"):
-        _guess(role, by_lower, roles, guessed)
+        guess_column(KNOWN_NAMES, role, by_lower, roles, guessed)
     _guess_time(by_lower, roles, guessed)
     _check_complete(path, names, roles)
     notes = []
@@ -48,17 +48,20 @@ def resolve_columns(path: Path, names: Sequence[str],
     return roles, notes
 
 
-def _given(path: Path, role: str, column: str, names: Sequence[str]) -> str:
+def given_column(path: Path, role: str, column: str, names: Sequence[str]) -> str:
+    """The column that the caller named for a role; InputError if there is none of that name."""
     if column not in names:
         raise InputError(path, f"no column '{column}' for {role} (found: {', '.join(names)})",
                          f"correct --columns {role}=…")
     return column
 
 
-def _guess(role: str, by_lower: Mapping[str, str], roles: dict[str, str], guessed: dict[str, str]) -> None:
+def guess_column(known_names: Mapping[str, Sequence[str]], role: str, by_lower: Mapping[str, str],
+                 roles: dict[str, str], guessed: dict[str, str]) -> None:
+    """Give `role` the first of its known names that the file has and no other role took."""
     if role in roles:
         return
-    for known in KNOWN_NAMES[role]:
+    for known in known_names[role]:
         if known in by_lower and by_lower[known] not in roles.values():
             roles[role] = guessed[role] = by_lower[known]
             return
@@ -78,7 +81,7 @@ def _guess_time(by_lower: Mapping[str, str], roles: dict[str, str], guessed: dic
     if pair["date"] and pair["clock"]:
         roles.update({role: column for role, column in pair.items() if column})
     else:
-        _guess("time", by_lower, roles, guessed)
+        guess_column(KNOWN_NAMES, "time", by_lower, roles, guessed)
 
 
 def _check_complete(path: Path, names: Sequence[str], roles: Mapping[str, str]) -> None:
@@ -89,7 +92,7 @@ def _check_complete(path: Path, names: Sequence[str], roles: Mapping[str, str]) 
         return
     fix = "name them with --columns " + ",".join(f"{role}=…" for role in missing)
     if "price" in (name.lower() for name in names):
-        fix = "a file of trades cannot be imported as bars; aggregate it first"
+        fix = "it holds trades: say --kind ticks"
     elif names and all(_looks_like_value(name) for name in names):
         fix = "the first line must name the columns"
     raise InputError(path, f"missing columns: {', '.join(missing)} (found: {', '.join(names) or 'none'})", fix)

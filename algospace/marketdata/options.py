@@ -15,6 +15,16 @@ from algospace.errors import ConfigError
 ROLES = ("time", "date", "clock", "open", "high", "low", "close", "volume", "contract")
 
 
+def known_zone(zone: str | None) -> str | None:
+    """The zone; ValueError if it is not in the IANA database."""
+    if zone is not None:
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("not an IANA time zone such as America/Chicago") from None
+    return zone
+
+
 class ImportOptions(FrozenConfig):
     """Options of an import.
 
@@ -54,15 +64,7 @@ class ImportOptions(FrozenConfig):
             raise ValueError("front dates needs roll_dates, a CSV of contract, first_ts_utc")
         return self
 
-    @field_validator("zone")
-    @classmethod
-    def _known_zone(cls, zone: str | None) -> str | None:
-        if zone is not None:
-            try:
-                ZoneInfo(zone)
-            except (ZoneInfoNotFoundError, ValueError, OSError):
-                raise ValueError("not an IANA time zone such as America/Chicago") from None
-        return zone
+    _known_zone = field_validator("zone")(known_zone)
 
     @field_validator("columns")
     @classmethod

@@ -218,19 +218,20 @@ def assemble(layout: AnyArray, year: IntArray, first: IntArray, second: IntArray
             out[i] = days_from_civil(year[i], month, day) * DAY_NS + nanos[i] - shift[i]
 
 
-def to_utc(local: IntArray, zone: str) -> tuple[IntArray, int]:
+def to_utc(local: IntArray, zone: str, equal_times: bool = False) -> tuple[IntArray, int]:
     """(UTC ns, number of ambiguous rows) of local wall-clock ns in file order; NO_TIME stays NO_TIME.
 
-    The rule for clock changes: a local time that occurs twice is the earlier instant unless that is not later
-    than the row before, then the later one; a local time that never occurs becomes NO_TIME.
+    The rule for clock changes: a local time that occurs twice is the earlier instant unless that lies before the
+    row before, or at it where rows cannot have equal times (bars; `equal_times` for ticks), then the later one; a
+    local time that never occurs becomes NO_TIME.
     """
     starts, offsets = utc_offsets(zone)
     out = np.empty_like(local)
-    return out, int(_to_utc(local, starts, offsets, out))
+    return out, int(_to_utc(local, starts, offsets, 0 if equal_times else 1, out))
 
 
 @nb.njit(cache=True)
-def _to_utc(local: IntArray, starts: IntArray, offsets: IntArray, out: IntArray) -> int:
+def _to_utc(local: IntArray, starts: IntArray, offsets: IntArray, least_step: int, out: IntArray) -> int:
     previous, ambiguous = NO_TIME, 0
     segments = starts.size
     for i in range(local.size):
@@ -244,7 +245,7 @@ def _to_utc(local: IntArray, starts: IntArray, offsets: IntArray, out: IntArray)
             if utc < starts[k] or (k + 1 < segments and utc >= starts[k + 1]):
                 continue
             found += 1
-            if found == 1 or out[i] <= previous:
+            if found == 1 or out[i] < previous + least_step:
                 out[i] = utc
         if found > 1:
             ambiguous += 1

@@ -215,7 +215,7 @@ IMPORTS = {
     "a width with ticks": ("trades.parquet --width-s 60", "--width-s is for bars"),
     "no such kind": ("es.csv --kind tick", "--kind tick: choose one of"),
     "bars as ticks": ("es.csv --kind ticks", "missing columns: price"),
-    "ticks as bars": ("trades.parquet --kind bars", "a file of trades cannot be imported as bars"),
+    "ticks as bars": ("trades.parquet --kind bars", "it holds trades: say --kind ticks"),
     "quotes": ("quotes.parquet", "quotes.parquet: best bids and asks, for which there is no catalog"),
     "no receive time": ("trades.parquet --clock receive", "no receive time"),
     "no such clock": ("trades.parquet --clock local", "clock"),

@@ -69,7 +69,7 @@ def test_hourly_files_hold_several_contracts_at_once(data_root: Path) -> None:
 
 @pytest.mark.parametrize(("path", "symbol", "words"), [
     ("daily/vix_1d.parquet", "VIX", "row 534: high or low does not enclose open and close"),
-    ("ticks/esm8_trades_20180507.parquet", "ES", "a file of trades"), ("equities", "SPY", "no volume column"),
+    ("ticks/esm8_trades_20180507.parquet", "ES", "it holds trades"), ("equities", "SPY", "no volume column"),
     ("", "ES", "a folder without"),
 ])
 def test_what_is_no_bar_file_is_refused_with_a_reason(data_root: Path, path: str, symbol: str, words: str) -> None:

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from algospace.calendars import utc_offsets
 from algospace.errors import InputError
 from algospace.instruments import Instrument
 from algospace.marketdata.options import ImportOptions
@@ -23,7 +21,7 @@ from algospace.marketdata.raw import RawFile
 from algospace.marketdata.ticks.files import TradeFile, decoded, instants
 from algospace.marketdata.ticks.options import SourceOptions
 from algospace.marketdata.times import read_clock, zone_and_stamp
-from algospace.marketdata.timestamps import NO_TIME
+from algospace.marketdata.timestamps import NO_TIME, to_utc
 from algospace.types import MINUTE_NS, BoolArray, IntArray
 
 _ZONE_TOKENS = {"ny": "America/New_York", "nyc": "America/New_York", "et": "America/New_York",
@@ -61,7 +59,7 @@ def read_instants(files: Sequence[TradeFile], role: str, options: SourceOptions,
     if zone == "UTC":
         ts, ambiguous = local, 0
     else:
-        ts, ambiguous = local_to_utc(np.where(zoned, NO_TIME, local), zone)
+        ts, ambiguous = to_utc(np.where(zoned, NO_TIME, local), zone, equal_times=True)
         ts[zoned] = local[zoned]
     written = int(zoned.sum()) if not zoned.all() else 0
     prefix = "" if role == "ts" else f"{role} "
@@ -95,41 +93,6 @@ def _zone(role: str, first: RawFile, local: IntArray, zoned: BoolArray, is_utc: 
         return given or "UTC"
     asked = ImportOptions(zone=given, stamp="open")
     return zone_and_stamp(first, local, zoned, is_utc, MINUTE_NS, asked, spec.session, notes)[0]
-
-
-def local_to_utc(local: IntArray, zone: str) -> tuple[IntArray, int]:
-    """(UTC ns, number of ambiguous rows) of local wall-clock ns in file order; NO_TIME stays NO_TIME.
-
-    A local time that occurs twice is the earlier instant unless that lies before the row before; one that a clock
-    change skips becomes NO_TIME.
-    """
-    starts, offsets = utc_offsets(zone)
-    out = np.empty_like(local)
-    return out, int(_local_to_utc(local, starts, offsets, out))
-
-
-@nb.njit(cache=True)
-def _local_to_utc(local: IntArray, starts: IntArray, offsets: IntArray, out: IntArray) -> int:
-    previous, ambiguous = NO_TIME, 0
-    segments = starts.size
-    for i in range(local.size):
-        out[i] = NO_TIME
-        if local[i] == NO_TIME:
-            continue
-        near = np.searchsorted(starts, local[i], side="right") - 1  # off by at most one segment
-        found = 0
-        for k in range(max(near - 1, 0), min(near + 2, segments)):
-            utc = local[i] - offsets[k]
-            if utc < starts[k] or (k + 1 < segments and utc >= starts[k + 1]):
-                continue
-            found += 1
-            if found == 1 or out[i] < previous:
-                out[i] = utc
-        if found > 1:
-            ambiguous += 1
-        if found:
-            previous = out[i]
-    return ambiguous
 
 
 @dataclass(frozen=True)

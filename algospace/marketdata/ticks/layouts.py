@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algospace.errors import InputError
-from algospace.marketdata.columns import FLAG_NAMES
+from algospace.marketdata.columns import FLAG_NAMES, given_column, guess_column
 
 KNOWN_NAMES: dict[str, tuple[str, ...]] = {
     "ts": ("ts_event", "ts_utc", "exch_ns", "exch_us", "exch_ms", "exch_ts", "exchange_time", "event_time",
@@ -58,10 +58,10 @@ def resolve_layout(path: Path, names: Sequence[str], wanted: Mapping[str, str], 
     by_lower: dict[str, str] = {}
     for name in names:
         by_lower.setdefault(name.strip().strip('"').lower(), name)
-    roles = {role: _given(path, role, column, names) for role, column in wanted.items()}
+    roles = {role: given_column(path, role, column, names) for role, column in wanted.items()}
     guessed: dict[str, str] = {}
     for role in _QUOTE_ROLES if quotes else _TRADE_ROLES:
-        _guess(role, by_lower, roles, guessed)
+        guess_column(KNOWN_NAMES, role, by_lower, roles, guessed)
     _guess_time(by_lower, roles, guessed)
     if "buyer_is_maker" in roles:  # Binance's names, too plain to be guessed elsewhere
         for role, known in (("condition", "type"), ("trade_id", "id")):
@@ -78,36 +78,20 @@ def resolve_layout(path: Path, names: Sequence[str], wanted: Mapping[str, str], 
     return Layout(layout, roles, notes)
 
 
-def _given(path: Path, role: str, column: str, names: Sequence[str]) -> str:
-    if column not in names:
-        raise InputError(path, f"no column '{column}' for {role} (found: {', '.join(names)})",
-                         f"correct --columns {role}=…")
-    return column
-
-
-def _guess(role: str, by_lower: Mapping[str, str], roles: dict[str, str], guessed: dict[str, str]) -> None:
-    if role in roles:
-        return
-    for known in KNOWN_NAMES[role]:
-        if known in by_lower and by_lower[known] not in roles.values():
-            roles[role] = guessed[role] = by_lower[known]
-            return
-
-
 def _guess_time(by_lower: Mapping[str, str], roles: dict[str, str], guessed: dict[str, str]) -> None:
     """One column with the full time, or a date beside a time of day."""
     if "ts" in roles:
         return
     if "date" in roles or any(name in by_lower for name in KNOWN_NAMES["date"]):
         for role in ("date", "clock"):
-            _guess(role, by_lower, roles, guessed)
+            guess_column(KNOWN_NAMES, role, by_lower, roles, guessed)
         if "date" in roles and "clock" in roles:
             return
         for role in guessed.keys() & {"date", "clock"}:
             del roles[role], guessed[role]
-    _guess("ts", by_lower, roles, guessed)
+    guess_column(KNOWN_NAMES, "ts", by_lower, roles, guessed)
     if "ts" not in roles and "ts_recv" not in roles:
-        _guess("date", by_lower, roles, guessed)
+        guess_column(KNOWN_NAMES, "date", by_lower, roles, guessed)
         if "date" in roles:
             roles["ts"] = roles.pop("date")
             guessed["ts"] = guessed.pop("date", roles["ts"])

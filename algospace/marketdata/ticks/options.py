@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
 from algospace.config import FrozenConfig
+from algospace.marketdata.options import known_zone
 from algospace.types import MINUTE_NS, SECOND_NS
 
 ROLES = ("ts", "date", "clock", "ts_recv", "price", "size", "bid", "ask", "bid_size", "ask_size", "aggressor",
@@ -42,15 +42,7 @@ class SourceOptions(FrozenConfig):
     now_ns: int | None = None
     max_bad_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
 
-    @field_validator("zone")
-    @classmethod
-    def _known_zone(cls, zone: str | None) -> str | None:
-        if zone is not None:
-            try:
-                ZoneInfo(zone)
-            except (ZoneInfoNotFoundError, ValueError, OSError):
-                raise ValueError("not an IANA time zone such as America/Chicago") from None
-        return zone
+    _known_zone = field_validator("zone")(known_zone)
 
     @field_validator("columns")
     @classmethod
