@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_old_files(table, tmp_path, monkeypatch):
 def test_the_public_names_are_these():
     assert sorted(features.__all__) == [
         "FeatureConfig", "FeatureRow", "FeatureStream", "FeatureTable", "FvgConfig", "Indicator", "MlmiConfig",
-        "NwrqkConfig", "SourceBar", "SynergyConfig", "build", "build_from_ticks", "concatenate", "read_table", "schema_hash",
-        "write_table",
+        "NwrqkConfig", "SourceBar", "SynergyConfig", "build", "build_from_ticks", "concatenate", "read_table",
+        "schema_hash", "write_table",
     ]  # fmt: skip
     assert all(hasattr(features, name) for name in features.__all__)
