@@ -13,6 +13,7 @@ import numpy as np
 
 from algospace.errors import ConfigError, InputError
 from algospace.events import (
+    UNKNOWN_TIME,
     EventBus,
     NewBaseBar,
     NewSlowBar,
@@ -29,6 +30,7 @@ from algospace.snapshots import pack_arrays, unpack_arrays
 from algospace.types import MINUTE_NS, AnyArray, BoolArray, Ticks
 
 DEFAULT_GRACE_NS = 250_000_000
+DEFAULT_FUTURE_NS = MINUTE_NS  # clocks differ by seconds, not by minutes
 _CAPACITY = 256  # ticks: a full buffer takes some 10 µs, far below what a bar's close may take
 _TICK_BYTES = TICK.itemsize
 _BUFFER_BYTES = _TICK_BYTES * _CAPACITY
@@ -41,13 +43,18 @@ class BarGenerator(Component):
 
     A bar that holds a tick closes by the clock at ts_close + `grace_ns`, or when a tick of a later bar comes
     first. The clock is TimeAdvanced and the receive times of the ticks, so a recording gives the same bars as the
-    live run did. A tick for a closed bar is late: dropped and counted in `late`; one that breaks a price rule in
-    `invalid`. Events of other symbols are not ours.
+    live run did. A tick for a closed bar is late: dropped and counted in `late`. Counted in `invalid` is one that
+    breaks a price rule, or is stamped more than `max_future_ns` after it was received: it would make all that follow
+    late. Events of other symbols are not ours.
     """
 
-    def __init__(self, instrument: Instrument, config: FeatureConfig, grace_ns: int = DEFAULT_GRACE_NS) -> None:
+    def __init__(self, instrument: Instrument, config: FeatureConfig, grace_ns: int = DEFAULT_GRACE_NS,
+                 max_future_ns: int = DEFAULT_FUTURE_NS) -> None:
         if grace_ns < 0:
             raise ConfigError(f"grace_ns = {grace_ns}: the grace period cannot be negative")
+        if max_future_ns < 0:
+            raise ConfigError(f"max_future_ns = {max_future_ns}: it cannot be negative")
+        self.max_future_ns = max_future_ns
         self.instrument, self.config, self.grace_ns = instrument, config, grace_ns
         self._symbol = instrument.symbol
         self._width, self._slow_width = config.base_minutes * MINUTE_NS, config.slow_minutes * MINUTE_NS
@@ -88,6 +95,9 @@ class BarGenerator(Component):
             return
         if ts_recv >= self._deadline:
             self._close_by_clock(ts_recv)
+        if ts_recv != UNKNOWN_TIME and ts - ts_recv > self.max_future_ns:
+            self._generator["invalid"] += 1
+            return
         waiting = self._waiting
         _pack_tick(self._buffer, waiting, ts, price, size, contract)
         # Only now: a tick of the wrong types raised above and leaves nothing behind.
@@ -127,7 +137,8 @@ class BarGenerator(Component):
         return self._generator, self._aggregator
 
     def in_time(self, ticks: Ticks) -> BoolArray:
-        """(n,): which of these ticks, received at their `ts_recv`, would not be late; changes nothing."""
+        """(n,): which of these ticks, received at their `ts_recv`, would be neither late nor from the future;
+        changes nothing."""
         result = np.ones(len(ticks), np.bool_)
         if ticks.ts_recv is not None:
             codes = np.zeros(len(ticks), np.int32) if ticks.contract is None else ticks.contract
@@ -135,7 +146,8 @@ class BarGenerator(Component):
             # Writable copies: compiled code sees one type whatever the source.
             ts, price, size, contract, received = (np.array(column) for column in columns)
             mark_in_time(self.bar_state[0].copy(), self._queue, self._width, self._max_fill,
-                         self.config.max_disorder_ns, self.grace_ns, ts, price, size, contract, received, result)
+                         self.config.max_disorder_ns, self.grace_ns, self.max_future_ns, ts, price, size, contract,
+                         received, result)
         return result
 
     def adopt(self, generator: AnyArray, aggregator: AnyArray) -> None:

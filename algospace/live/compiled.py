@@ -43,14 +43,18 @@ def take_ticks(
 
 @nb.njit(cache=True)
 def mark_in_time(
-    generator: Any, queue: Any, width: int, max_fill: int, max_disorder: int, grace: int, ts: Any, price: Any,
-    size: Any, contract: Any, received: Any, in_time: Any,
+    generator: Any, queue: Any, width: int, max_fill: int, max_disorder: int, grace: int, max_future: int, ts: Any,
+    price: Any, size: Any, contract: Any, received: Any, in_time: Any,
 ) -> None:  # fmt: skip
-    """Run ticks through a generator and its clock, the receive times; `in_time` (n,): those that were not late."""
+    """Run ticks through a generator and its clock, the receive times; `in_time` (n,): those that were neither late
+    nor stamped more than `max_future` after they were received."""
     g = generator[0]
     for i in range(ts.size):
         if received[i] != bars.NEVER:  # unknown: the clock has no say
             bars.advance(g, queue, width, received[i] - grace)
+            if ts[i] - received[i] > max_future:
+                in_time[i] = False
+                continue
         late = g.late
         bars.push_tick(g, queue, width, max_fill, max_disorder, ts[i], price[i], size[i], contract[i])
         in_time[i] = g.late == late

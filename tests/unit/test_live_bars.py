@@ -105,6 +105,24 @@ def test_the_receive_time_of_a_tick_is_a_clock() -> None:
     assert bars.late == 1
 
 
+def test_a_tick_from_the_future_counts_as_invalid_and_spoils_nothing() -> None:
+    """Accepted, it would close bars until its own time, and every later tick would be late."""
+    stamps = [DAY0 + k * 1_000_000_000 for k in range(900)]
+    bus, bars, seen = generator()
+    plain, clean, expected = generator()
+    for k, ts in enumerate(stamps):
+        if k in (100, 400):
+            bus.publish(tick(ts + 24 * 60 * MINUTE_NS, 9999.0, recv=ts))
+        bus.publish(tick(ts, 4000.0 + k))
+        plain.publish(tick(ts, 4000.0 + k))
+    assert (bars.invalid, bars.late) == (2, 0)
+    assert (clean.invalid, clean.late) == (0, 0)
+    assert seen.of(NewBaseBar) == expected.of(NewBaseBar)
+    assert len(seen.of(NewBaseBar)) == 2
+    bus.publish(tick(stamps[-1] + MINUTE_NS, recv=stamps[-1]))  # clocks may differ by as much as that
+    assert bars.invalid == 2
+
+
 def test_a_tick_of_the_next_bar_closes_without_waiting_for_the_grace() -> None:
     bus, bars, seen = generator()
     bus.publish(tick(DAY0 + 1))
@@ -137,6 +155,15 @@ def test_other_symbols_pass_by() -> None:
     bus.publish(NewSourceBar("NQ", MINUTE_NS, DAY0, 1.0, 1.0, 1.0, 1.0))
     assert seen.events == []
     assert (bars.late, bars.invalid) == (0, 0)
+
+
+def test_a_recording_with_a_tick_from_the_future_warms_up_as_it_ran() -> None:
+    ts = DAY0 + np.arange(400, dtype=np.int64) * 1_000_000_000
+    received = ts.copy()
+    ts[150] += 60 * MINUTE_NS
+    _, bars, _ = generator()
+    told = bars.in_time(Ticks(ts, np.full(400, 4000.0), np.ones(400), ts_recv=received))
+    assert np.flatnonzero(~told).tolist() == [150]
 
 
 def test_source_bars_that_do_not_fit_and_bad_settings_are_refused() -> None:
