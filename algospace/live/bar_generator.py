@@ -44,8 +44,8 @@ class BarGenerator(Component):
     A bar that holds a tick closes by the clock at ts_close + `grace_ns`, or when a tick of a later bar comes
     first. The clock is TimeAdvanced and the receive times of the ticks, so a recording gives the same bars as the
     live run did. A tick for a closed bar is late: dropped and counted in `late`. Counted in `invalid` is one that
-    breaks a price rule, or is stamped more than `max_future_ns` after it was received: it would make all that follow
-    late. Events of other symbols are not ours.
+    breaks a price rule, or is stamped more than `max_future_ns` after it was received, which would make all that
+    follow late. Events of other symbols are not ours.
     """
 
     def __init__(self, instrument: Instrument, config: FeatureConfig, grace_ns: int = DEFAULT_GRACE_NS,
