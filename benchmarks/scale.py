@@ -213,7 +213,7 @@ def many(what: str, out: Path, jobs: Sequence[FeatureJob]) -> list[str]:
     work = {engine: seconds[engine] - waited[engine] for engine in seconds}
     print(f"  ray is {seconds['local'] / seconds['ray']:.2f} x as fast as local, "
           f"{work['local'] / work['ray']:.2f} x from the first block on; "
-          f"{len(jobs) - len(differing)} of {len(jobs)} results are equal to the bit")
+          f"{len(good) - len(differing)} of {len(good)} results are equal to the bit")
     return [f"{what}: {name} differs between the engines" for name in differing]
 
 
