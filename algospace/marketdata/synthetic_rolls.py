@@ -49,7 +49,8 @@ def with_rolls(bars: Bars, codes: Int32Array, basis_bp: float, tick: float, seed
     """
     factor, offset = np.ones(len(bars)), np.zeros(len(bars))
     for row in np.flatnonzero(np.diff(codes)) + 1:
-        u = to_unit(combine(np.uint64(stream_key("synthetic roll", seed)), int(codes[row])))
+        drawn = combine(np.uint64(stream_key("synthetic roll", seed)), int(codes[row]))
+        u = to_unit(np.uint64(drawn))  # from Python, numba gives and takes a plain integer as signed
         basis = basis_bp * 1e-4 * (0.5 + u)
         if tick > 0.0:
             offset[row:] += max(np.floor(bars.open[row] * basis / tick + 0.5), 1.0) * tick

@@ -20,11 +20,13 @@ from algospace.marketdata.synthetic_rolls import contract_codes
 from algospace.marketdata.synthetic_tick_files import read_written_ticks
 from algospace.marketdata.synthetic_tick_kernels import minute_prices
 from algospace.marketdata.synthetic_ticks import TickOptions, generate_ticks
+from algospace.seeding import to_unit
 from algospace.types import BASE_BAR_NS, HOUR_NS
 
 
 @pytest.fixture(scope="module")
 def stress():
+    to_unit(1)  # has numba compile it for signed integers: what it compiled before must not matter
     return generate_ticks("stress", 2, 20_000)
 
 
