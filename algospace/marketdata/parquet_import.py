@@ -25,13 +25,13 @@ def read_parquet(path: Path, options: ImportOptions) -> RawFile:
     if "time" in roles:
         time = table.column(roles["time"])
     else:
-        time = pc.binary_join_element_wise(pc.cast(table.column(roles["date"]), pa.string()),
-                                           pc.cast(table.column(roles["clock"]), pa.string()), " ")
+        time = pc.binary_join_element_wise(_texts(path, table, roles["date"]), _texts(path, table, roles["clock"]),
+                                           " ")
     return RawFile(
         path=path, row=np.arange(1, table.num_rows + 1), time=time,
         prices={role: _numbers(path, table, roles[role]) for role in PRICES},
         volume=_numbers(path, table, roles["volume"]) if "volume" in roles else None,
-        contract=_names(table.column(roles["contract"])) if "contract" in roles else None,
+        contract=_texts(path, table, roles["contract"]) if "contract" in roles else None,
         flagged=int(pc.sum(pc.cast(table.column(flag), pa.int64())).as_py() or 0) if flag else 0,
         notes=notes, time_column=roles.get("time", roles.get("date", "")))
 
@@ -44,7 +44,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         # opened by us: pyarrow would take a path with '=' in its folders for a partitioned data set
         with path.open("rb") as stream:
             return pq.ParquetFile(stream).read(columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(path, f"not a readable Parquet file ({' '.join(str(error).split())[:160]})",
                          "it is truncated or of another format; get it again") from None
 
@@ -53,7 +53,7 @@ def _read(path: Path, options: ImportOptions) -> tuple[pa.Table, dict[str, str],
     try:
         with path.open("rb") as stream:
             schema = pq.ParquetFile(stream).schema_arrow if path.stat().st_size else None
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         schema = None
     if schema is None:
         read_table(path)  # raises the clear line
@@ -73,7 +73,11 @@ def _numbers(path: Path, table: pa.Table, name: str) -> FloatArray:
     return np.array(column.to_numpy(), np.float64)
 
 
-def _names(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _texts(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
+    column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
-    return pc.cast(column, pa.string())
+    try:
+        return pc.cast(column, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(path, f"column '{name}' holds {column.type}, not text", "store it as text") from None

@@ -72,8 +72,17 @@ def _column(file: TradeFile, role: str) -> pa.ChunkedArray:
         return instants(file, role)
     if not ("date" in file.columns and "clock" in file.columns):
         raise InputError(file.path, f"no column for {role}, unlike the files before", "import it alone")
-    parts = [pc.cast(decoded(file.columns[name]), pa.large_string()) for name in ("date", "clock")]
+    parts = [_text(file, name) for name in ("date", "clock")]
     return pc.binary_join_element_wise(*parts, pa.scalar(" ", pa.large_string()))
+
+
+def _text(file: TradeFile, role: str) -> pa.ChunkedArray:
+    column = decoded(file.columns[role])
+    try:
+        return pc.cast(column, pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(file.path, f"the column of the {role} holds {column.type}, not text", "store it as text"
+                         ) from None
 
 
 def _zone(role: str, first: RawFile, local: IntArray, zoned: BoolArray, is_utc: bool, options: SourceOptions,

@@ -206,8 +206,8 @@ def integers(file: TradeFile, role: str) -> IntArray:
 
 def whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Texts to int64, exactly; null where a text is no whole number of up to 18 digits."""
-    trimmed = pc.utf8_trim_whitespace(column)
-    is_whole = pc.match_substring_regex(trimmed, r"^[+-]?\d{1,18}$|^[01]\d{18}$")
+    trimmed = pc.utf8_ltrim(pc.utf8_trim_whitespace(column), characters="+")  # Arrow reads no plus sign
+    is_whole = pc.match_substring_regex(trimmed, r"^-?\d{1,18}$|^[01]\d{18}$")
     return pc.cast(pc.if_else(is_whole, trimmed, pa.scalar(None, trimmed.type)), pa.int64())
 
 
