@@ -111,8 +111,10 @@ def _regrid(state: LvnState, tick: float) -> bool:
         traded += state.volume[i]
     tpo = 0 if traded > 0.0 else 1  # NaN, too, is not > 0
     span = top - start
-    width = max(tick, span / MAX_BINS)
-    bins = MAX_BINS if width > tick else int(np.floor(span / width + _EDGE)) + 1
+    # a span of MAX_BINS ticks but for rounding keeps bins of a tick
+    wide = span > tick * MAX_BINS * (1.0 + _EDGE / MAX_BINS)
+    width = span / MAX_BINS if wide else tick
+    bins = MAX_BINS if wide else int(np.floor(span / width + _EDGE)) + 1
     same = start == state.grid[_START] and width == state.grid[_WIDTH] and tick == state.grid[_UNIT]
     same = same and bins == state.counts[_BINS] and tpo == state.counts[_TPO]
     if same and state.counts[_AGE] < _REBUILD:
