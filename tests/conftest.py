@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-# The same examples in every run, so that a change is judged by itself; HYPOTHESIS_EXPLORE=1 draws new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-if not os.environ.get("HYPOTHESIS_EXPLORE"):
-    settings.load_profile("repeatable")
 
 
 def find_data_root() -> Path | None:
