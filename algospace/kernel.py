@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -44,16 +45,16 @@ class Component:
         """Continue from `snapshot`; SchemaError, and nothing changed, if it does not belong here."""
 
 
-class Driver(Component):
+class Driver(Component, ABC):
     """The component that brings the events: `run` publishes them until it is told to stop."""
 
+    @abstractmethod
     def run(self) -> None:
         """Publish events until the source ends or `stop` was called."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Have `run` return soon; may be called from a handler, another thread or a signal handler."""
-        raise NotImplementedError
 
 
 class Failure(NamedTuple):
