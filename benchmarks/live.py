@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,8 @@ from algospace.instruments import Instrument, instrument
 from algospace.live import DEFAULT_GRACE_NS, BarGenerator, build_chain
 from algospace.marketdata.feeds import DataHandler, ReplayFeed
 from algospace.marketdata.synthetic import generate
-from algospace.types import BASE_BAR_NS, DAY_NS, MINUTE_NS, Bars, Ticks
+from algospace.types import BASE_BAR_NS, DAY_NS, Bars, Ticks
+from benchmarks.features import best, read_bars
 
 REPEATS = 3
 TICKS = 1_000_000
@@ -256,21 +256,7 @@ def es_ticks(folder: Path) -> Ticks:
 
 
 def nq_bars(folder: Path) -> Bars:
-    table = pq.read_table(folder / "nq_1m" / "nq_1m_2022.parquet").slice(0, 60_000)
-    ts = table["ts_utc"].to_numpy().astype("datetime64[ns]").astype(np.int64)
-    prices = [table[name].to_numpy().astype(np.float64) for name in ("open", "high", "low", "close")]
-    contract = table["contract"].to_numpy().astype(np.int32)
-    return Bars(ts, *prices, np.full(ts.size, np.nan), MINUTE_NS, contract)
-
-
-def best(work: Callable[[], object]) -> float:
-    """Least processor seconds of several runs."""
-    taken = []
-    for _ in range(REPEATS):
-        begin = time.process_time()
-        work()
-        taken.append(time.process_time() - begin)
-    return min(taken)
+    return read_bars(folder / "nq_1m" / "nq_1m_2022.parquet").slice(0, 60_000)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from algospace.errors import InputError
-from algospace.marketdata.side_tables import parse_times
 from algospace.types import BoolArray, FloatArray, Int32Array, IntArray
 
 ROLL_TABLE = "contracts.csv"
-NAME_NAMES = ("contract", "contract_id", "symbol", "id")
-FIRST_NAMES = ("first_ts_utc", "first_ts", "first", "start")
-LAST_NAMES = ("last_ts_utc", "last_ts", "last", "end")
 _MONTHS = "FGHJKMNQUVXZ"
 _MONTH_DIGITS = re.compile(r"(\d{4})(\d{2})(?:\d{2})?")
 _MONTH_CODE = re.compile(r"([FGHJKMNQUVXZ])(\d{4}|\d{1,2})$")  # ESZ4, ESZ24, ESZ2024
@@ -30,41 +23,6 @@ def encode(column: pa.ChunkedArray) -> tuple[Int32Array, list[str]]:
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     return encoded.indices.to_numpy().astype(np.int32), [str(name) for name in encoded.dictionary.to_pylist()]
-
-
-def from_roll_table(path: Path, ts_open: IntArray) -> tuple[Int32Array, list[str], int]:
-    """(codes, names, rows that no contract covers) by a table of contract, first and last bar start (UTC).
-
-    A row between two contracts belongs to the earlier one.
-    """
-    names, first, last = _read_roll_table(path)
-    position = np.maximum(np.searchsorted(first, ts_open, side="right") - 1, 0)
-    uncovered = int(((ts_open > last[position]) | (ts_open < first[position])).sum())
-    used, codes = np.unique(position, return_inverse=True)
-    return codes.astype(np.int32), [names[k] for k in used], uncovered
-
-
-def _read_roll_table(path: Path) -> tuple[list[str], IntArray, IntArray]:
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not a readable roll table ({error})",
-                         "give a CSV with contract, first, last") from None
-    lower = {str(name).strip().lower(): name for name in table.columns}
-    columns = []
-    for known in (NAME_NAMES, FIRST_NAMES, LAST_NAMES):
-        name = next((lower[k] for k in known if k in lower), None)
-        if name is None:
-            raise InputError(path, f"a roll table needs a column {known[0]}", f"name one of: {', '.join(known)}",
-                             row=1)
-        columns.append(table[name])
-    for column in columns:
-        if column.isna().any():
-            raise InputError(path, f"{column.name} is empty", "fill it or drop the line",
-                             row=int(np.argmax(column.isna())) + 2)
-    first, last = (parse_times(path, column) for column in columns[1:])
-    order = np.argsort(first, kind="stable")
-    return [str(columns[0].iloc[k]).strip() for k in order], first[order], last[order]
 
 
 def overlapping(ts_open: IntArray, contract: Int32Array) -> int:

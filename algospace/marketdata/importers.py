@@ -21,10 +21,20 @@ from algospace.marketdata.continuous import check_ratios
 from algospace.marketdata.csv_import import read_csv
 from algospace.marketdata.options import ImportOptions
 from algospace.marketdata.parquet_import import read_parquet
-from algospace.marketdata.quality import FIX, MEANING, RULES, QualityReport, inspect, iso, judge_order, judge_rows
+from algospace.marketdata.quality import (
+    FIX,
+    MEANING,
+    RULES,
+    QualityReport,
+    first_bad,
+    inspect,
+    iso,
+    judge_order,
+    judge_rows,
+)
 from algospace.marketdata.raw import RawFile
 from algospace.marketdata.roll_options import open_interest_column, rule_of
-from algospace.marketdata.roll_table import read_roll_table
+from algospace.marketdata.roll_table import from_roll_table, read_roll_table
 from algospace.marketdata.rolls import ContractRows, choose_front, front_rows
 from algospace.marketdata.schema import PRICES
 from algospace.marketdata.times import Times, resolve_times
@@ -165,7 +175,7 @@ def _contracts(files: Sequence[RawFile], times: Times, options: ImportOptions,
         raise InputError(table, "no such roll table", "give a CSV with contract, first_ts_utc, last_ts_utc")
     known = times.ts_open != NO_TIME
     codes = np.zeros(n, np.int32)
-    codes[known], names, uncovered = contracts_module.from_roll_table(table, times.ts_open[known])
+    codes[known], names, uncovered = from_roll_table(table, times.ts_open[known])
     return codes, names, [f"contracts: by {table.name}, {uncovered} rows between contracts"]
 
 
@@ -177,8 +187,8 @@ def _ratio_notes(source: Path, options: ImportOptions, bars: Bars, names: Sequen
         return []
     try:
         schedule = read_roll_table(table)
-    except InputError:
-        return []  # a table of another form; what the import needs of it has been read
+    except InputError as error:  # what the import needs of it has been read already
+        return [f"roll ratios: not checked, {error}"]
     stated = int(np.isfinite(schedule.ratio_to_next).sum())
     wrong = check_ratios(schedule, bars, names) if stated else []
     listed = "; ".join(str(mismatch) for mismatch in wrong[:_LISTED])
@@ -224,7 +234,7 @@ def _check_limit(files: Sequence[RawFile], codes: AnyArray, times: Times, contra
         raise InputError(files[0].path, f"several contracts at the same time ({several} of {total} rows)",
                          "choose one contract a day with --front volume (or open_interest, expiry, dates), or "
                          "give a file with one contract")
-    file, row, rule = _first_bad(files, codes)
+    file, row, rule = first_bad(files, codes != 0, codes, RULES)
     if rule in ("disorder", "duplicate_time"):
         _require_following(files, times)
     share = f"{bad} of {total} rows ({100 * bad / total:.3g} %, allowed {100 * options.max_bad_fraction:.3g} %)"
@@ -246,18 +256,6 @@ def _require_following(files: Sequence[RawFile], times: Times) -> None:
             raise InputError(f.path, rule, "the files of a folder must be one instrument, in the order of their "
                                            "names; import this one alone")
         before = int(own.max())
-
-
-def _first_bad(files: Sequence[RawFile], codes: AnyArray) -> tuple[Path, int, str]:
-    start = 0
-    for f in files:
-        own = np.flatnonzero(codes[start:start + len(f)])
-        found = [(int(f.row[own[0]]), RULES[codes[start + own[0]]])] if own.size else []
-        found += [(f.malformed[0][0], "malformed_line")] if f.malformed else []
-        if found:
-            return f.path, *min(found)
-        start += len(f)
-    raise AssertionError("called without a bad row")
 
 
 def _clean(times: Times, prices: dict[str, FloatArray], volume: FloatArray | None, contract: Int32Array,

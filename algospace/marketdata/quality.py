@@ -6,10 +6,11 @@ volume and prices off the tick grid are reported and kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numba as nb
 import numpy as np
@@ -20,7 +21,7 @@ from algospace.marketdata.sessions import count_outside, open_bars_between
 from algospace.marketdata.stretches import find_stretches
 from algospace.marketdata.times import Times
 from algospace.marketdata.timestamps import NO_TIME, civil_from_days, days_from_civil
-from algospace.types import DAY_NS, SECOND_NS, AnyArray, Bars, FloatArray, IntArray
+from algospace.types import DAY_NS, SECOND_NS, AnyArray, Bars, BoolArray, FloatArray, IntArray
 
 RULES = ("ok", "malformed_line", "unreadable_time", "nonexistent_local_time", "swapped_day_month", "non_finite",
          "non_positive_price", "ohlc_violation", "negative_volume", "duplicate_time", "disorder")
@@ -84,6 +85,33 @@ class QualityReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {**asdict(self), "bad_rows": self.bad_rows}
+
+
+class SourceFile(Protocol):
+    """The rows of one file, of bars, ticks or quotes: their numbers in it, and lines that are no rows."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def row(self) -> IntArray: ...
+    @property
+    def malformed(self) -> list[tuple[int, str]]: ...
+    def __len__(self) -> int: ...
+
+
+def first_bad(files: Sequence[SourceFile], bad: BoolArray, codes: AnyArray,
+              rules: Sequence[str]) -> tuple[Path, int, str]:
+    """(file, row, rule) of the first of the `bad` rows of all files together, malformed lines among them."""
+    start = 0
+    for f in files:
+        own = np.flatnonzero(bad[start:start + len(f)])
+        found = [(int(f.row[own[0]]), rules[codes[start + own[0]]])] if own.size else []
+        found += [(f.malformed[0][0], "malformed_line")] if f.malformed else []
+        if found:
+            row, rule = min(found)
+            return f.path, row, rule
+        start += len(f)
+    raise AssertionError("called without a bad row")
 
 
 def judge_rows(times: Times, prices: dict[str, FloatArray], volume: FloatArray | None) -> AnyArray:

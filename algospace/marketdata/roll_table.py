@@ -15,10 +15,12 @@ import pandas as pd
 
 from algospace.errors import InputError
 from algospace.files import write_text
-from algospace.marketdata.contracts import FIRST_NAMES, LAST_NAMES, NAME_NAMES
 from algospace.marketdata.side_tables import parse_times
-from algospace.types import FloatArray, IntArray
+from algospace.types import FloatArray, Int32Array, IntArray
 
+NAME_NAMES = ("contract", "contract_id", "symbol", "id")
+FIRST_NAMES = ("first_ts_utc", "first_ts", "first", "start")
+LAST_NAMES = ("last_ts_utc", "last_ts", "last", "end")
 RATIO_NAMES = ("roll_ratio_to_next", "ratio_to_next", "roll_ratio")
 _DATE = r"\d{4}-\d{2}-\d{2}"
 
@@ -62,6 +64,20 @@ def read_roll_table(path: Path | str) -> RollSchedule:
     last = _times(path, frame, LAST_NAMES)
     _require(path, last >= first, "last is before first", "exchange them")
     return _in_order(path, frame, first, last)
+
+
+def from_roll_table(path: Path, ts_open: IntArray) -> tuple[Int32Array, list[str], int]:
+    """(codes, names, rows that no contract covers) by a table of contract, first and last bar start (UTC), in any
+    order. A row between two contracts belongs to the earlier one."""
+    frame = _read(path)
+    names = _column(path, frame, NAME_NAMES).str.strip().to_numpy()
+    first, last = _times(path, frame, FIRST_NAMES), _times(path, frame, LAST_NAMES)
+    order = np.argsort(first, kind="stable")
+    names, first, last = names[order], first[order], last[order]
+    position = np.maximum(np.searchsorted(first, ts_open, side="right") - 1, 0)
+    uncovered = int(((ts_open > last[position]) | (ts_open < first[position])).sum())
+    used, codes = np.unique(position, return_inverse=True)
+    return codes.astype(np.int32), [str(names[k]) for k in used], uncovered
 
 
 def read_roll_dates(path: Path, day_start: Callable[[IntArray], IntArray]) -> RollSchedule:

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 
-from algospace import cli, commands
+from tests.command_line import Runner, runner
 
 N = 300
-Runner = Callable[..., tuple[int, str, str]]
 
 
 def good() -> pd.DataFrame:
@@ -81,21 +79,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """The command line in this process, with this package's commands only: (exit code, stdout, stderr)."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    commands.register(app)
-    monkeypatch.setattr(cli, "build_app", lambda: app)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["algospace", *(str(a) for a in arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def make(fault: str, tmp_path: Path) -> Path:

@@ -7,23 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 
-from algospace import cli, commands
 from algospace.features import FeatureConfig, build, read_table
 from algospace.features.block_table import read_blocks
+from tests.command_line import Result, Runner, runner
 from tests.scale_market import SYNTH, assert_same, rolling_bars, write_catalog
 
 N = 600
 START = pd.Timestamp("2024-03-04 15:00", tz="UTC")
-Result = tuple[int, str, str]
-Runner = Callable[..., Result]
 
 
 def bars(scale: float = 1.0, start: pd.Timestamp = START) -> pd.DataFrame:
@@ -97,22 +93,8 @@ def markets(place: Path) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], markets: Path) -> Runner:
     """The command line in this process, started in the user's folder: (exit code, stdout, stderr)."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    commands.register(app)
-    monkeypatch.setattr(cli, "build_app", lambda: app)
     monkeypatch.chdir(markets)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["algospace", *(str(a) for a in arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def assert_refused(result: Result, words: str, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 
-from algospace import cli, commands
 from algospace.features import FeatureConfig, FeatureTable, build, read_table
 from algospace.features.block_table import read_blocks
 from algospace.features.book import book_columns
@@ -27,6 +24,7 @@ from algospace.instruments import instrument
 from algospace.marketdata import read_source
 from algospace.marketdata.ticks import QuoteImportOptions, TickCatalog, import_quotes, import_ticks
 from algospace.types import MINUTE_NS
+from tests.command_line import runner
 from tests.conftest import REPOSITORY
 from tests.scale_market import assert_same
 
@@ -108,18 +106,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """The command line in this process with --json: what it prints, which must be JSON and nothing else."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    commands.register(app)
-    monkeypatch.setattr(cli, "build_app", lambda: app)
+    words = runner(monkeypatch, capsys)
 
     def call(*arguments: object) -> Any:
-        monkeypatch.setattr(sys, "argv", ["algospace", *(str(a) for a in arguments), "--json"])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
+        code, out, err = words(*arguments, "--json")
         assert code == 0, err
         return json.loads(out)
 

@@ -12,9 +12,8 @@ import pytest
 from algospace.errors import ConfigError, InputError
 from algospace.instruments import CME, instrument
 from algospace.marketdata import ImportOptions, import_file
-from algospace.marketdata.contracts import from_roll_table
 from algospace.marketdata.expiries import business_days_before, third_friday
-from algospace.marketdata.roll_table import RollSchedule, read_roll_table, write_roll_table
+from algospace.marketdata.roll_table import RollSchedule, from_roll_table, read_roll_table, write_roll_table
 from algospace.marketdata.rolls import (
     ContractRows,
     DatesRoll,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 
 from algospace.errors import InputError
 from algospace.files import sha256_file
+from algospace.marketdata.quality import first_bad
 from algospace.marketdata.ticks.files import TradeFile, decoded
 from algospace.marketdata.ticks.rules import FIX, MEANING, RULES
 from algospace.types import AnyArray, BoolArray, FloatArray
@@ -34,23 +34,10 @@ def check_limit(files: Sequence[TradeFile], codes: AnyArray, filtered: BoolArray
     if bad == 0:
         raise InputError(files[0].path, f"no row is left: all {codes.size} were filtered",
                          "choose other --symbol or condition filters")
-    file, row, rule = _first_bad(files, codes, filtered)
+    file, row, rule = first_bad(files, (codes != 0) & ~filtered, codes, RULES)
     share = f"{bad} of {total} rows ({100 * bad / total:.3g} %, allowed {100 * max_bad_fraction:.3g} %)"
     raise InputError(file, f"{MEANING[rule]} (rule {rule}; {share} break a rule)",
                      f"{FIX.get(rule, 'correct the file')}, or allow more with --max-bad-fraction", row=row)
-
-
-def _first_bad(files: Sequence[TradeFile], codes: AnyArray, filtered: BoolArray) -> tuple[Path, int, str]:
-    start = 0
-    for f in files:
-        part = slice(start, start + len(f))
-        own = np.flatnonzero((codes[part] != 0) & ~filtered[part])
-        found = [(int(f.row[own[0]]), RULES[codes[start + own[0]]])] if own.size else []
-        found += [(f.malformed[0][0], "malformed_line")] if f.malformed else []
-        if found:
-            return f.path, *min(found)
-        start += len(f)
-    raise AssertionError("called without a bad row")
 
 
 def quarantine(files: Sequence[TradeFile], codes: AnyArray, filtered: BoolArray,
