@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from serving.bundle import load_bundle
+
 TINY = [
     "market.synthetic.train_bars=40000", "market.synthetic.validation_bars=12000",
     "market.synthetic.test_bars=12000",
     "rde.size=tiny", "rde.epochs=1", "rde.windows_per_epoch=512", "mrms.mappo.env_steps=4096",
     "core.mappo.env_steps=30000", "core.mappo.envs_per_shard=64", "backtest.full_run_bars=1500",
     "backtest.calibration_bars=1500", "backtest.supervised_rows=4000",
+    # columns of the general library go all the way: features, matrices, bundle, service
+    "features.library=[rsi_14,adx_14,sma_20]",
+    "matrices.tactical_extra=[return_1,volatility_60,autocorr1_60,rsi_14,adx_14,sma_20]",
 ]
 
 
@@ -54,6 +59,8 @@ def test_the_decision_names_the_bundle_and_the_report_is_self_contained(
     run = folder / "runs/quickstart"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["decision"]["model"] == (run / "bundle/manifest.sha256").read_text().strip()
+    names = [column.name for column in load_bundle(run / "bundle").schema.tactical.columns]
+    assert names[-3:] == ["rsi_14", "adx_14", "sma_20"]
     page = (run / "report/report.html").read_text()
     assert "src=\"http" not in page
     assert "href=\"http" not in page
