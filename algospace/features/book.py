@@ -19,6 +19,7 @@ An unknown size stands for the last known one. The last five columns exist only 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,13 @@ class BookState:
 def book_columns(
     quotes: Quotes, ts_close: IntArray, width_ns: int, instrument: Instrument | None = None
 ) -> dict[str, FloatArray]:
-    """The columns (n,) that these quotes allow, at base rows that close at ts_close (n,); see above."""
+    """The columns (n,) that these quotes allow, at base rows that close at ts_close (n,); see above.
+
+    A warning counts late and invalid updates, which are dropped.
+    """
     depth = bool((quotes.bid_size == quotes.bid_size).any() and (quotes.ask_size == quotes.ask_size).any())
-    return BookState(width_ns, instrument, depth=depth).extend(quotes, ts_close)
+    state = BookState(width_ns, instrument, depth=depth)
+    columns = state.extend(quotes, ts_close)
+    if state.late or state.invalid:
+        warnings.warn(f"order book: {state.late} late and {state.invalid} invalid quotes dropped", stacklevel=2)
+    return columns

@@ -19,6 +19,7 @@ A trade of unknown size weighs 1 in vwap and sides. Quotes that are crossed or n
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -168,9 +169,15 @@ def flow_columns(
     ticks: Ticks, ts_close: IntArray, width_ns: int, instrument: Instrument | None = None, *,
     sides: Sides | Literal["auto"] | None = "auto", grace_ns: int = GRACE_NS, max_disorder_ns: int = 0,
 ) -> dict[str, FloatArray]:  # fmt: skip
-    """The columns (n,) that these ticks allow, at base rows that close at ts_close (n,); see the module's head."""
+    """The columns (n,) that these ticks allow, at base rows that close at ts_close (n,); see the module's head.
+
+    A warning counts late and invalid trades, which are dropped.
+    """
     state = state_for(ticks, width_ns, instrument, sides=sides, grace_ns=grace_ns, max_disorder_ns=max_disorder_ns)
-    return state.extend(ticks, ts_close)
+    columns = state.extend(ticks, ts_close)
+    if state.late or state.invalid:
+        warnings.warn(f"order flow: {state.late} late and {state.invalid} invalid trades dropped", stacklevel=2)
+    return columns
 
 
 def state_for(

@@ -125,3 +125,9 @@ def test_faulty_updates_are_counted_and_misuse_is_named():
         state.close(START + 2 * WIDTH)
     with pytest.raises(SchemaError, match="same configuration"):
         BookState(2 * WIDTH).restore(state.snapshot())
+
+
+def test_what_is_dropped_is_told() -> None:
+    quotes = random_quotes(11)
+    with pytest.warns(UserWarning, match=r"order book: [1-9]\d* late and [1-9]\d* invalid quotes dropped"):
+        book_columns(quotes, rows_of(quotes), WIDTH, NQ)

@@ -213,3 +213,10 @@ def test_misuse_is_named():
         FlowState(WIDTH, quotes=True).restore(state.snapshot())
     with pytest.raises(SchemaError, match="not a snapshot"):
         state.restore(b"nonsense")
+
+
+def test_what_is_dropped_is_told() -> None:
+    ts = np.array([10, 20, 15, 30]) * SECOND_NS
+    ticks = Ticks(ts, np.array([100.0, 100.25, 100.0, np.nan]), np.ones(4))
+    with pytest.warns(UserWarning, match="order flow: 1 late and 1 invalid trades dropped"):
+        flow_columns(ticks, np.array([MINUTE_NS]), MINUTE_NS)
