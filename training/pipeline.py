@@ -65,15 +65,18 @@ class _Reporter:
 
 
 def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASES,
-                 console: Console | None = None) -> PipelineResult:
-    """Run the given phases in order; finished ones with the same hash are reused and say so."""
+                 console: Console | None = None, dataset: Dataset | None = None) -> PipelineResult:
+    """Run the given phases in order; finished ones with the same hash are reused and say so.
+
+    dataset: tables that are already there, e.g. those of one window of a walk-forward; else they are prepared.
+    """
     console = console or Console()
     unknown = [name for name in phases if name not in PHASES]
     if unknown:
         raise ConfigError(f"unknown phase '{unknown[0]}'; known: {', '.join(PHASES)}")
     torch.set_num_threads(config.torch_threads)
     started = time.perf_counter()
-    dataset = prepare_dataset(config, run_dir, console.print)
+    dataset = dataset or prepare_dataset(config, run_dir, console.print)
     write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     seconds = {"data": time.perf_counter() - started}
     tracker = Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
