@@ -6,11 +6,13 @@ Row r of the mirrored market is row n + r of the doubled tensors, so a segment n
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 
 from agents.core import Shapes
@@ -18,7 +20,8 @@ from algospace.errors import SchemaError
 from algospace.features.market_table import MANIFEST, MarketTable
 from algospace.features.matrix_schema import MatrixSpec
 from algospace.files import atomic_directory, sha256_file, write_json
-from algospace.types import Float32Array
+from algospace.types import AnyArray, Float32Array
+from training.mappo.node_tables import node_table, shared_arrays
 
 REGIME_DIM = 8
 _VECTORS, _PROPOSALS, _EXPERTS = "regime_vectors.npy", "proposals.npy", "experts.json"
@@ -77,15 +80,25 @@ def open_training_table(market: Path | str, experts: Path | str,
 class TableTensors:
     """Torch tensors of a training table, the market above its mirror image."""
 
-    def __init__(self, table: TrainingTable) -> None:
-        market, schema = table.market, table.market.schema
-        self.rows, self.rows_30m = len(market), market.strategic.shape[0]
-        self.tactical = _doubled(market.tactical, mirrored(market.tactical, schema.tactical))
-        self.strategic = _doubled(market.strategic, mirrored(market.strategic, schema.strategic))
-        self.regime = _doubled(table.regime_vectors[0], table.regime_vectors[1])
-        synergy = np.nan_to_num(np.asarray(market.synergy, np.float32))
-        self.synergy = _doubled(synergy, synergy * np.array([1.0, -1.0, 1.0], np.float32))
-        self.row_30m = torch.from_numpy(np.maximum(np.asarray(market.row_30m), 0).astype(np.int64))
+    def __init__(self, table: TrainingTable, arrays: Mapping[str, AnyArray] | None = None) -> None:
+        """arrays: what `doubled_arrays` made of this table, perhaps in another process; made here by default."""
+        self.rows, self.rows_30m = len(table.market), table.market.strategic.shape[0]
+        tensors = {name: torch.from_numpy(values) for name, values in (arrays or doubled_arrays(table)).items()}
+        self.tactical, self.strategic = tensors["tactical"], tensors["strategic"]
+        self.regime, self.synergy, self.row_30m = tensors["regime"], tensors["synergy"], tensors["row_30m"]
+
+
+def doubled_arrays(table: TrainingTable) -> dict[str, AnyArray]:
+    """The arrays of TableTensors."""
+    market, schema = table.market, table.market.schema
+    synergy = np.nan_to_num(np.asarray(market.synergy, np.float32))
+    return {
+        "tactical": _doubled(market.tactical, mirrored(market.tactical, schema.tactical)),
+        "strategic": _doubled(market.strategic, mirrored(market.strategic, schema.strategic)),
+        "regime": _doubled(table.regime_vectors[0], table.regime_vectors[1]),
+        "synergy": _doubled(synergy, synergy * np.array([1.0, -1.0, 1.0], np.float32)),
+        "row_30m": np.maximum(np.asarray(market.row_30m), 0).astype(np.int64),
+    }
 
 
 def mirrored(rows: Float32Array, spec: MatrixSpec) -> Float32Array:
@@ -93,14 +106,16 @@ def mirrored(rows: Float32Array, spec: MatrixSpec) -> Float32Array:
     return np.asarray(rows)[:, spec.mirror] * spec.sign
 
 
-def _doubled(real: Float32Array, image: Float32Array) -> torch.Tensor:
+def _doubled(real: Float32Array, image: Float32Array) -> Float32Array:
     """(n, F) and (n, F) -> (2n, F); rows of the warm-up, never decided on, become 0."""
     both = np.concatenate((np.asarray(real, np.float32), np.asarray(image, np.float32)))
-    return torch.from_numpy(np.nan_to_num(both))
+    return np.nan_to_num(both)
 
 
 @lru_cache(maxsize=2)
 def cached_tensors(market: str, experts: str, expected_hash: str) -> tuple[TrainingTable, TableTensors]:
-    """One copy per process, shared by its runner and its learner."""
-    table = open_training_table(market, experts, expected_hash)
-    return table, TableTensors(table)
+    """One copy per process, shared by its runner and its learner; Ray's actors map one copy per node."""
+    table = open_training_table(*node_table(market, experts, expected_hash), expected_hash)
+    in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+    arrays = shared_arrays(expected_hash, "doubled", lambda: doubled_arrays(table)) if in_actor else None
+    return table, TableTensors(table, arrays)
