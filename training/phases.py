@@ -120,18 +120,25 @@ def run_mrms(context: PhaseContext) -> dict[str, float]:
 
 def run_core(context: PhaseContext) -> dict[str, float]:
     """Phase 3: train the core with both experts frozen."""
-    config, split = context.config, context.dataset.train
-    table = split.market()
-    experts = context.folder / "experts"
-    vectors = np.load(context.run_dir / "mrms" / "experts" / "regime_vectors.npy", mmap_mode="r")
-    risk = load_team(context.run_dir / "mrms" / "team")
-    proposals = propose(risk, table, vectors[0])
-    digest = save_experts(experts, split.table, vectors, proposals)
-    spec = _team_spec(context, "core", experts, digest) | {
-        "net": config.core.net.model_dump(), "env": config.core.env.model_dump(),
-        "risk_unit": risk_unit_of(table, context.instrument, config.core.env, split.start, split.stop)}
-    team = train_team(spec, config.core.mappo, context.folder, context.log.metrics, context.log.progress)
+    spec = core_spec(context, core_experts(context))
+    team = train_team(spec, context.config.core.mappo, context.folder, context.log.metrics, context.log.progress)
     return team.metrics
+
+
+def core_experts(context: PhaseContext) -> str:
+    """Both frozen experts' columns of the training table, in the phase's folder; returns their hash."""
+    split = context.dataset.train
+    vectors = np.load(context.run_dir / "mrms" / "experts" / "regime_vectors.npy", mmap_mode="r")
+    proposals = propose(load_team(context.run_dir / "mrms" / "team"), split.market(), vectors[0])
+    return save_experts(context.folder / "experts", split.table, vectors, proposals)
+
+
+def core_spec(context: PhaseContext, digest: str) -> dict[str, Any]:
+    """The core team's specification; `digest` is that of the experts' columns in the phase's folder."""
+    config, split = context.config, context.dataset.train
+    return _team_spec(context, "core", context.folder / "experts", digest) | {
+        "net": config.core.net.model_dump(), "env": config.core.env.model_dump(),
+        "risk_unit": risk_unit_of(split.market(), context.instrument, config.core.env, split.start, split.stop)}
 
 
 def _team_spec(context: PhaseContext, kind: str, experts: Path, digest: str) -> dict[str, Any]:
