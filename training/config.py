@@ -116,6 +116,16 @@ class BacktestConfig(FrozenConfig):
     supervised_rows: int = Field(60_000, ge=1)
 
 
+class TuningConfig(FrozenConfig):
+    """The sweep that chose these values, kept because the best of many trials is partly luck: the deflated Sharpe
+    ratio needs their number and their Sharpe ratios per bar on the validation split. Written by `algospace tune`."""
+
+    sweep: str
+    digest: str
+    trials: int = Field(ge=1)
+    sharpes: tuple[float, ...] = ()
+
+
 class RunConfig(FrozenConfig):
     """Everything that decides a run's result."""
 
@@ -132,4 +142,5 @@ class RunConfig(FrozenConfig):
     gate: GateConfig = GateConfig()
     backtest: BacktestConfig = BacktestConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tuning: TuningConfig | None = None
     torch_threads: int = Field(1, ge=1)
