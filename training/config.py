@@ -121,7 +121,7 @@ class TuningConfig(FrozenConfig):
     ratio needs their number and their Sharpe ratios per bar on the validation split. Written by `algospace tune`."""
 
     sweep: str
-    digest: str
+    config_hash: str
     trials: int = Field(ge=1)
     sharpes: tuple[float, ...] = ()
 
