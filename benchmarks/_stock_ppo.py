@@ -100,7 +100,7 @@ def stock_config(spec: dict[str, Any], settings: MAPPOSettings, envs: int, batch
         .rl_module(rl_module_spec=MultiRLModuleSpec(
             rl_module_specs={agent: peer_module_spec(spec["net"]) for agent in AGENTS}))
         .training(train_batch_size_per_learner=batch, minibatch_size=minibatch, num_epochs=settings.epochs,
-                  gamma=settings.gamma, lambda_=settings.gae_lambda, lr=settings.learning_rate.start,
+                  gamma=settings.gamma, lambda_=settings.gae_lambda.start, lr=settings.learning_rate.start,
                   clip_param=settings.clip_param, entropy_coeff=settings.entropy.start, use_kl_loss=False,
                   grad_clip=settings.grad_clip)
     )

@@ -101,7 +101,8 @@ class PlainLoop:
             part = sampler.sample(settings.segment, self.tick, 1.0)
             values = part.pop("values_all")
             part["advantages"], part["value_targets"] = gae(
-                part["rewards"], values, part["discounts"], part["alive"], settings.gamma, settings.gae_lambda)
+                part["rewards"], values, part["discounts"], part["alive"], settings.gamma,
+                settings.gae_lambda.start)
             part["values"] = values[:, :-1]
             parts.append(part)
         self.tick += 1

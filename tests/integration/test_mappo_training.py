@@ -11,6 +11,7 @@ import torch
 from algospace.errors import BundleError, SchemaError
 from tests.training_market import MarketOnDisk, small_settings
 from training.mappo.algorithm import MAPPO, MAPPOConfig
+from training.mappo.sampling import ShardSampling
 from training.mappo.settings import MAPPOSettings
 from training.team_training import load_team, train_team
 
@@ -26,14 +27,14 @@ def algorithm(spec: dict[str, Any], settings: MAPPOSettings) -> MAPPO:
 def recorded(algo: MAPPO) -> list[dict[str, Any]]:
     """Every batch that `algo` will sample from now on."""
     batches: list[dict[str, Any]] = []
-    sample = algo._sample_shards
+    sample = algo._sampling._sample_all
 
-    def recording(cost_scale: float) -> Any:
-        parts = sample(cost_scale)
-        batches.extend(parts)
-        return parts
+    def recording(*args: Any) -> Any:
+        sampled = sample(*args)
+        batches.append(sampled.columns)
+        return sampled
 
-    algo._sample_shards = recording  # type: ignore[method-assign]
+    algo._sampling._sample_all = recording  # type: ignore[method-assign]
     return batches
 
 
@@ -81,7 +82,9 @@ def test_another_seed_is_another_run(training_market: MarketOnDisk, reference: A
 
 
 def test_shards_differ_and_move_on(reference: Any) -> None:
-    batches = reference[1]
+    size = small_settings().envs_per_shard
+    batches = [{name: values[first: first + size] for name, values in batch.items()}
+               for batch in reference[1] for first in (0, size)]
     assert (batches[0]["rows"] != batches[1]["rows"]).any()
     first, second, third = batches[0]["rows"], batches[2]["rows"], batches[4]["rows"]
     np.testing.assert_array_equal(second[:, 0], first[:, -1] + 1)  # the episode goes on
@@ -105,7 +108,7 @@ def test_an_interrupted_run_continues_bit_for_bit(training_market: MarketOnDisk,
     batches = recorded(second)
     second.train()
     second.train()
-    assert_equal_batches(batches, reference[1][4:])
+    assert_equal_batches(batches, reference[1][2:])
     assert_equal_weights(second.team_weights(), reference[0])
     second.stop()
 
@@ -176,19 +179,16 @@ def test_schedules_follow_the_step_count(training_market: MarketOnDisk) -> None:
 
 def test_a_gradient_that_is_not_a_number_stops_the_run_and_spares_the_checkpoint(
         training_market: MarketOnDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.mappo.algorithm as module
+    plain, calls = ShardSampling.sample, []
 
-    plain, calls = module.MAPPO._sample_shards, []
-
-    def poisoned(self: MAPPO, cost_scale: float) -> Any:
-        parts = plain(self, cost_scale)
+    def poisoned(self: ShardSampling, *args: Any) -> Any:
+        sampled = plain(self, *args)
         calls.append(1)
         if len(calls) == 3:
-            parts[0]["rewards"][:] = np.nan
-            parts[0]["advantages"][:] = np.nan
-        return parts
+            sampled.columns["advantages"][:4] = np.nan
+        return sampled
 
-    monkeypatch.setattr(module.MAPPO, "_sample_shards", poisoned)
+    monkeypatch.setattr(ShardSampling, "sample", poisoned)
     contents: list[dict[str, bytes]] = []
 
     def log(step: int, figures: Any) -> None:

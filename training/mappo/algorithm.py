@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
@@ -19,11 +18,11 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
-from algospace.errors import InternalError
 from algospace.types import AnyArray
 from training.mappo.learner import MAPPOLearner
 from training.mappo.module import MODULE_ID
-from training.mappo.runner import EnvState, TeamRunner
+from training.mappo.runner import TeamRunner
+from training.mappo.sampling import ShardSampling
 from training.mappo.settings import MAPPOSettings
 from training.mappo.teams import TEAMS
 
@@ -53,7 +52,7 @@ class MAPPOConfig(PPOConfig):
                                                    model_config=self.team))
         self.training(train_batch_size_per_learner=settings.segments, num_epochs=settings.epochs,
                       minibatch_size=settings.segments // settings.minibatches, gamma=settings.gamma,
-                      lambda_=settings.gae_lambda, lr=settings.learning_rate.start)
+                      lambda_=settings.gae_lambda.start, lr=settings.learning_rate.start)
         return self
 
 
@@ -66,12 +65,11 @@ class MAPPO(PPO):
         return MAPPOConfig()
 
     def setup(self, config: Any) -> None:
-        """RLlib's setup, then empty environment states."""
-        self._env_states: dict[int, EnvState | None] = {}
-        self._tick = 0
+        """RLlib's setup, after empty environment states."""
         self._env_steps = 0
+        self.mappo_settings = MAPPOSettings(**config.settings)
+        self._sampling = ShardSampling(self.mappo_settings.num_shards)
         super().setup(config)
-        self.mappo_settings = MAPPOSettings(**self.config.settings)
 
     @property
     def env_steps(self) -> int:
@@ -79,28 +77,40 @@ class MAPPO(PPO):
         return self._env_steps
 
     def training_step(self) -> None:
-        """Sample every shard, join, update."""
-        settings = self.mappo_settings
-        progress = min(self._env_steps / settings.env_steps, 1.0)
-        started = time.perf_counter()
-        segments = self._sample_shards(settings.cost_scale.at(progress))
-        sampled = time.perf_counter()
-        columns = {name: np.concatenate([part[name] for part in segments]) for name in segments[0]}
+        """Sample every shard (or take the batch sampled beside the last update), and update."""
+        settings, group = self.mappo_settings, self.env_runner_group
+        begun = time.perf_counter()
+        weights = self.team_weights()
+        sampled = self._sampling.sample(group, weights, self._schedules(0))
+        if settings.overlap:
+            self._sampling.begin(group, weights, self._schedules(settings.steps_per_iteration))
+        columns = sampled.columns
         steps = int(columns["rewards"].size)
         self._env_steps += steps
-        self._tick += 1
         batch = MultiAgentBatch({MODULE_ID: SampleBatch(columns)}, env_steps=settings.segments)
+        started = time.perf_counter()
         results = self.learner_group.update(
             batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._env_steps})
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self._log(columns, steps, sampled - started, time.perf_counter() - sampled)
+        ended = time.perf_counter()
+        self._log(columns, {"sample_seconds": sampled.seconds, "update_seconds": ended - started,
+                            "env_steps_per_second": steps / (ended - begun)})
 
-    def _log(self, columns: dict[str, AnyArray], steps: int, sample_s: float, update_s: float) -> None:
+    def _schedules(self, ahead: int) -> dict[str, float]:
+        """What sampling needs of the schedules, `ahead` steps from now."""
+        settings = self.mappo_settings
+        progress = min((self._env_steps + ahead) / settings.env_steps, 1.0)
+        return {"cost_scale": settings.cost_scale.at(progress), "gae_lambda": settings.gae_lambda.at(progress)}
+
+    def cleanup(self) -> None:
+        """End the sampling thread before the runners."""
+        self._sampling.stop()
+        super().cleanup()
+
+    def _log(self, columns: dict[str, AnyArray], seconds: dict[str, float]) -> None:
         alive = columns["alive"]
-        values = {
+        values = seconds | {
             "reward_mean": float(columns["rewards"][alive].mean()) if alive.any() else 0.0,
-            "sample_seconds": sample_s, "update_seconds": update_s,
-            "env_steps_per_second": steps / (sample_s + update_s),
             "explained_variance": explained_variance(columns["value_targets"][alive], columns["values"][alive]),
             "alive": float(alive.mean()),
         }
@@ -111,45 +121,8 @@ class MAPPO(PPO):
                                          .mean(-1)).mean())
         for name, value in values.items():
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
-        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), steps,
+        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), int(alive.size),
                                reduce="lifetime_sum")
-
-    def _sample_shards(self, cost_scale: float) -> list[dict[str, AnyArray]]:
-        """Every shard's segments in shard order; shards of lost runners are sent again."""
-        weights = self.team_weights()
-        todo = set(range(self.mappo_settings.num_shards))
-        done: dict[int, dict[str, AnyArray]] = {}
-        attempts = 0
-        while todo:
-            for shard, (batch, state) in self._dispatch(sorted(todo), cost_scale, weights):
-                done[shard], self._env_states[shard] = batch, state
-                todo.discard(shard)
-            attempts += 1
-            if todo and attempts > 100:
-                raise InternalError(f"shards {sorted(todo)} could not be sampled: every runner failed")
-        return [done[shard] for shard in sorted(done)]
-
-    def _dispatch(self, shards: list[int], cost_scale: float,
-                  weights: dict[str, Any]) -> list[tuple[int, tuple[dict[str, AnyArray], EnvState]]]:
-        calls = {s: {"shard": s, "env_state": self._env_states.get(s), "tick": self._tick,
-                     "cost_scale": cost_scale} for s in shards}
-        group = self.env_runner_group
-        if not group.num_remote_env_runners():
-            return [(s, group.local_env_runner.sample(**call, weights=weights)) for s, call in calls.items()]
-        workers = group.healthy_env_runner_ids()
-        if not workers:
-            time.sleep(0.5)
-            group.probe_unhealthy_env_runners()
-            return []
-        reference = ray.put(weights)
-        results = []
-        for first in range(0, len(shards), len(workers)):
-            part = shards[first: first + len(workers)]
-            answers = group.foreach_env_runner(
-                [_remote_sample(calls[s], reference) for s in part], local_env_runner=False,
-                remote_worker_ids=workers[: len(part)])
-            results += answers
-        return results
 
     def team_weights(self) -> dict[str, Any]:
         """The module's state dict, value norm included, as numpy-backed tensors."""
@@ -161,7 +134,7 @@ class MAPPO(PPO):
                   not_components: str | Collection[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the driver's own: environment states and counters."""
         state = super().get_state(components, not_components=not_components, **kwargs)
-        state[_STATE] = {"env_states": self._env_states, "tick": self._tick, "env_steps": self._env_steps}
+        state[_STATE] = {"sampling": self._sampling.get_state(), "env_steps": self._env_steps}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -169,17 +142,8 @@ class MAPPO(PPO):
         own = state.pop(_STATE, None)
         super().set_state(state)
         if own is not None:
-            self._env_states, self._tick, self._env_steps = own["env_states"], own["tick"], own["env_steps"]
-
-
-def _remote_sample(call: dict[str, Any], weights: Any) -> Any:
-    """A function for one remote runner: sample one shard."""
-    shard = call["shard"]
-
-    def sample(runner: TeamRunner) -> tuple[int, tuple[dict[str, AnyArray], EnvState]]:
-        return shard, runner.sample(**call, weights=ray.get(weights))
-
-    return sample
+            self._env_steps = own["env_steps"]
+            self._sampling.set_state(own["sampling"])
 
 
 def explained_variance(targets: AnyArray, values: AnyArray) -> float:

@@ -75,10 +75,13 @@ class MAPPOLearner(PPOTorchLearner):
         """Value norm and advantage statistics over the whole batch, and over all learners."""
         norm = self.team_module().value_norm
         alive = data["alive"]
+        if not self.settings.death_masking:
+            data["valid"] = alive.unsqueeze(-1).expand_as(data["valid"])
         targets = data["value_targets"][alive]
         moments = self._moments(targets)
         data["values"] = norm.normalise(data["values"])
-        norm.update(moments[0], moments[1])
+        if self.settings.value_norm:
+            norm.update(moments[0], moments[1])
         data["value_targets"] = norm.normalise(data["value_targets"])
         acting = data["valid"].any(-1)
         if self.distributed:

@@ -35,8 +35,8 @@ def policy_terms(logits: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Ten
 
 def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,
                valid: torch.Tensor, advantages: torch.Tensor, value_targets: torch.Tensor,
-               values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float,
-               huber_delta: float, entropy_coeff: float, value_coeff: float,
+               values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float | None,
+               huber_delta: float | None, entropy_coeff: float, value_coeff: float,
                counts: torch.Tensor | None = None) -> LossParts:
     """logits (B, T, A, n); actions, log_p_old, valid (B, T, A); the rest (B, T). Values are normalised.
 
@@ -53,8 +53,10 @@ def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Ten
     policy = -(surrogate * weight).sum() / count
     mean_entropy = (entropy * weight).sum() / count
 
-    clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
-    error = torch.maximum(huber(values - value_targets, huber_delta), huber(clipped - value_targets, huber_delta))
+    error = huber(values - value_targets, huber_delta)
+    if value_clip is not None:
+        clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
+        error = torch.maximum(error, huber(clipped - value_targets, huber_delta))
     value = (error * rows).sum() / row_count
 
     with torch.no_grad():
@@ -64,7 +66,9 @@ def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Ten
     return LossParts(total, policy, value, mean_entropy, kl, clip_fraction)
 
 
-def huber(error: torch.Tensor, delta: float) -> torch.Tensor:
-    """Huber loss, quadratic within `delta`."""
+def huber(error: torch.Tensor, delta: float | None) -> torch.Tensor:
+    """Huber loss, quadratic within `delta`; everywhere without one."""
+    if delta is None:
+        return 0.5 * error * error
     size = error.abs()
     return torch.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))

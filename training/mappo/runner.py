@@ -41,7 +41,8 @@ class TeamRunner(EnvRunner, Checkpointable):
         self._samplers: dict[int, Any] = {}
 
     def sample(self, *, shard: int = 0, env_state: EnvState | None = None, tick: int = 0, cost_scale: float = 1.0,
-               weights: dict[str, Any] | None = None, **kwargs: Any) -> tuple[dict[str, AnyArray], EnvState]:
+               gae_lambda: float = 0.95, weights: dict[str, Any] | None = None,
+               **kwargs: Any) -> tuple[dict[str, AnyArray], EnvState]:
         """One segment of every environment of `shard`, with advantages; returns (columns, new state)."""
         if weights is not None:
             self.module.load_state_dict(weights)
@@ -54,7 +55,7 @@ class TeamRunner(EnvRunner, Checkpointable):
         batch = sampler.sample(settings.segment, tick, cost_scale)
         values = batch.pop("values_all")
         advantages, targets = gae(batch["rewards"], values, batch["discounts"], batch["alive"],
-                                  settings.gamma, settings.gae_lambda)
+                                  settings.gamma, gae_lambda)
         batch |= {"advantages": advantages, "value_targets": targets,
                   "values": np.ascontiguousarray(values[:, :-1])}
         return batch, sampler.env.get_state()

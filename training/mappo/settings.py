@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -13,12 +13,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Ramp(FrozenConfig):
-    """Linear from `start` at fraction `since` to `end` at fraction `until` of training; constant outside."""
+    """Linear from `start` at fraction `since` to `end` at fraction `until` of training; constant outside.
+
+    A plain number stands for a constant.
+    """
 
     start: float
     end: float
     since: float = 0.0
     until: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        return {"start": value, "end": value} if isinstance(value, int | float) else value
 
     def at(self, progress: float) -> float:
         """Value at `progress` in [0, 1]."""
@@ -40,11 +48,16 @@ class MAPPOSettings(FrozenConfig):
     envs_per_shard: Count = 128
     segment: Count = 128
     gamma: Share = 0.99
-    gae_lambda: Share = 0.95
+    gae_lambda: Ramp = Ramp(start=0.95, end=0.95)
     clip_param: float = 0.2
-    value_clip: float = 0.2
-    huber_delta: float = 10.0
+    value_clip: float | None = Field(0.2, gt=0)
+    """None: values are not clipped."""
+    huber_delta: float | None = Field(10.0, gt=0)
+    """None: squared errors."""
     value_coeff: float = 0.5
+    value_norm: bool = True
+    death_masking: bool = True
+    """Agents that were not asked are left out of the objective; without it they count, and learn nothing."""
     epochs: Count = 2
     minibatches: Count = 8
     grad_clip: float = 10.0
@@ -56,6 +69,9 @@ class MAPPOSettings(FrozenConfig):
     num_env_runners: int = Field(0, ge=0)
     num_learners: int = Field(0, ge=0)
     torch_threads: Count = 1
+    overlap: bool = False
+    """Sample the next batch beside the update, so with the weights from before it; ratios are against the policy
+    that acted. One more core, one update of delay."""
     checkpoint_every: Count = 20
 
     @model_validator(mode="after")
@@ -63,6 +79,8 @@ class MAPPOSettings(FrozenConfig):
         if (self.num_shards * self.envs_per_shard) % self.minibatches:
             raise ValueError(f"minibatches ({self.minibatches}) must divide the number of segments "
                               f"({self.num_shards * self.envs_per_shard})")
+        if not all(0.0 <= bound <= 1.0 for bound in (self.gae_lambda.start, self.gae_lambda.end)):
+            raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
         return self
 
     @property
