@@ -49,12 +49,13 @@ def limit_contracts(limits: Any, contracts: float, stop_loss_per_contract: float
     """(contracts allowed, Limit code) for a proposal of `contracts` >= 0.
 
     `stop_loss_per_contract` is the loss in account currency if the stop fills (<= 0: no stop, which the
-    risk-per-trade rule treats as unlimited risk and refuses). The last binding limit is named.
+    risk-per-trade rule treats as unlimited risk and refuses). The daily loss is kept even if the stop fills. The
+    last binding limit is named. A size that is no number is none.
     """
-    if contracts <= 0.0:
+    if not contracts > 0.0:
         return 0.0, _NONE
-    # negated, so that a NaN refuses
-    if not equity - day_start_equity > -limits.daily_loss * day_start_equity:
+    room = equity - (1.0 - limits.daily_loss) * day_start_equity  # what may still be lost today
+    if not room > 0.0:  # negated, so that a NaN refuses
         return 0.0, _DAILY
     if open_instruments >= limits.max_open_instruments:
         return 0.0, _INSTRUMENTS
@@ -66,4 +67,7 @@ def limit_contracts(limits: Any, contracts: float, stop_loss_per_contract: float
     affordable = np.floor(limits.risk_per_trade * equity / stop_loss_per_contract + 1e-9)
     if allowed > affordable:
         allowed, code = affordable, _RISK
+    bearable = np.floor(room / stop_loss_per_contract + 1e-9)
+    if allowed > bearable:
+        allowed, code = bearable, _DAILY
     return allowed, code

@@ -138,7 +138,8 @@ def test_no_position_exceeds_the_hard_limits(seed: int, per_trade: float, most: 
 def test_ruin_and_the_daily_loss_limit_terminate() -> None:
     table = random_table(3, step=40.0)
     for values in ({"max_drawdown": 0.02, "limits": LimitsConfig(risk_per_trade=0.5, daily_loss=0.9)},
-                   {"max_drawdown": 0.9, "limits": LimitsConfig(risk_per_trade=0.5, daily_loss=0.02)}):
+                   {"max_drawdown": 0.9, "initial_equity": 500_000.0,  # a stop that is gapped through
+                    "limits": LimitsConfig(risk_per_trade=0.5, daily_loss=0.02)}):
         env = core_env(table, 3, **values)
         died = np.zeros(ENVS, bool)
         for t in range(64):

@@ -22,7 +22,9 @@ LIMITS = LimitsConfig().record()[()]  # 2 % a trade, 5 contracts, 5 % a day, 3 i
         (1.0, 0.0, 100_000.0, 0, 0.0, Limit.RISK_PER_TRADE),  # without a stop the risk is unlimited
         (9.0, 100.0, 100_000.0, 0, 5.0, Limit.MAX_POSITION),
         (9.0, 500.0, 100_000.0, 0, 4.0, Limit.RISK_PER_TRADE),  # both bind: the last one is named
-        (1.0, 100.0, 95_000.01, 0, 1.0, Limit.NONE),
+        (1.0, 100.0, 95_100.0, 0, 1.0, Limit.NONE),  # the stop may just take the day to its limit
+        (5.0, 100.0, 95_350.0, 0, 3.0, Limit.DAILY_LOSS),  # three stops fit into what may still be lost today
+        (1.0, 100.0, 95_099.0, 0, 0.0, Limit.DAILY_LOSS),
         (1.0, 100.0, 95_000.0, 0, 0.0, Limit.DAILY_LOSS),  # the day began with 100,000
         (1.0, 100.0, 100_000.0, 2, 1.0, Limit.NONE),
         (1.0, 100.0, 100_000.0, 3, 0.0, Limit.OPEN_INSTRUMENTS),
@@ -35,6 +37,7 @@ def test_each_limit_allows_what_it_says(contracts: float, stop_loss: float, equi
 
 def test_ruin_and_an_unknown_stop_refuse() -> None:
     assert limit_contracts(LIMITS, 1.0, 100.0, -1.0, -1.0, 0)[0] == 0.0
+    assert limit_contracts(LIMITS, np.nan, 100.0, 100_000.0, 100_000.0, 0)[0] == 0.0
     assert limit_contracts(LIMITS, 1.0, np.nan, 100_000.0, 100_000.0, 0) == (0.0, Limit.RISK_PER_TRADE)
     assert limit_contracts(LIMITS, 1.0, 100.0, np.nan, 100_000.0, 0) == (0.0, Limit.DAILY_LOSS)
 
