@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 
 from algospace.errors import ConfigError
+from training.evaluate_commands import evaluate
+from training.tune_commands import tune
+from training.walk_forward_commands import walk_forward
 
 RUNS = Path("runs")
 
@@ -19,9 +22,12 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
     app.command("train")(train)
     app.command("backtest")(backtest)
+    app.command("evaluate")(evaluate)
     app.command("export")(export)
     app.command("select")(select)
+    app.command("tune")(tune)
     app.command("quickstart")(quickstart)
+    app.command("walk-forward")(walk_forward)
 
 
 def train(

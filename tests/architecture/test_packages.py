@@ -106,9 +106,10 @@ def model_of(path: Path) -> type[FrozenConfig]:
     """The pydantic model that a configuration file must satisfy, by its folder."""
     from serving.deployment import ServeSettings
     from training.config import RunConfig
+    from training.evaluate_config import EvaluateConfig
 
     models: dict[tuple[str, ...], type[FrozenConfig]] = {(): RunConfig, ("train",): RunConfig,
-                                                         ("serve",): ServeSettings}
+                                                         ("evaluate",): EvaluateConfig, ("serve",): ServeSettings}
     folder = path.parent.relative_to(ROOT / "configs").parts
     assert folder in models, f"{path}: say here which model validates configs/{'/'.join(folder)}"
     return models[folder]
