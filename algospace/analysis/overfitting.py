@@ -36,15 +36,20 @@ def probabilistic_sharpe(returns: FloatArray, benchmark: float = 0.0) -> float |
     return float(stats.norm.cdf((sharpe - benchmark) * math.sqrt(n - 1) / math.sqrt(variance)))
 
 
-def expected_best_sharpe(trial_sharpes: FloatArray) -> float:
-    """Expected maximum Sharpe of N trials without skill: sqrt(V)·((1-γ)·Φ⁻¹(1-1/N) + γ·Φ⁻¹(1-1/(N·e)))."""
-    trials = trial_sharpes.size
+def expected_best_of(trials: int, spread: float) -> float:
+    """Expected maximum Sharpe of N trials without skill whose Sharpe ratios have standard deviation `spread`:
+    spread·((1-γ)·Φ⁻¹(1-1/N) + γ·Φ⁻¹(1-1/(N·e))); 0 for fewer than two."""
     if trials < 2:
         return 0.0
-    spread = float(trial_sharpes.std(ddof=1))
     best: float = ((1.0 - EULER_MASCHERONI) * stats.norm.ppf(1.0 - 1.0 / trials)
                    + EULER_MASCHERONI * stats.norm.ppf(1.0 - 1.0 / (trials * math.e)))
     return spread * float(best)
+
+
+def expected_best_sharpe(trial_sharpes: FloatArray) -> float:
+    """`expected_best_of` the trials whose Sharpe ratios are known."""
+    trials = trial_sharpes.size
+    return expected_best_of(trials, float(trial_sharpes.std(ddof=1))) if trials > 1 else 0.0
 
 
 def deflated_sharpe(returns: FloatArray, trial_sharpes: FloatArray) -> float | None:
@@ -54,6 +59,27 @@ def deflated_sharpe(returns: FloatArray, trial_sharpes: FloatArray) -> float | N
     one trial it is the plain PSR.
     """
     return probabilistic_sharpe(returns, expected_best_sharpe(trial_sharpes))
+
+
+def deflated_sharpe_of_count(returns: FloatArray, trials: int) -> float | None:
+    """The deflated Sharpe ratio where only the number of trials is known.
+
+    The spread of their Sharpe ratios is taken to be what luck alone gives on as many periods, 1/sqrt(n-1): trials
+    that differ in skill would spread more, so for those the bar is too low.
+    """
+    if returns.size < 2:
+        return None
+    return probabilistic_sharpe(returns, expected_best_of(trials, 1.0 / math.sqrt(returns.size - 1)))
+
+
+def random_p_value(value: float | None, draws: FloatArray) -> float | None:
+    """Share of random draws at least as good as `value`, that one counted among them: (1+k)/(1+n).
+
+    None without a value or without draws; draws that are NaN (no variance) count as 0, a run that did nothing.
+    """
+    if value is None or draws.size == 0:
+        return None
+    return float((1 + np.count_nonzero(np.nan_to_num(draws) >= value)) / (1 + draws.size))
 
 
 @dataclass(frozen=True)
