@@ -1,6 +1,7 @@
 """Every contender on one stretch of one window, through the same mechanics at the same costs.
 
     policy, ungated            the team with its gate, and with the gate open
+    one_contract               the ungated team's orders with its stops and targets, one contract each
     buy_and_hold, momentum,    one contract, no brackets
     ma_cross, ema_cross,
     supervised
@@ -21,15 +22,16 @@ import numpy as np
 
 from algospace.analysis.baselines import adjusted_close, random_positions, run_positions, turnover_of
 from algospace.analysis.unit_baselines import buy_and_hold, ema_cross, ma_cross, momentum
+from algospace.execution.decision import Reason
 from algospace.execution.replay import OrderArrays, run_precomputed
-from algospace.execution.result import SessionResult
+from algospace.execution.result import REASON_CODE, SessionResult
 from algospace.execution.venue import SimulatedVenue
 from algospace.features.market_table import MarketTable
 from algospace.instruments import Instrument
 from algospace.types import AnyArray, Float32Array, FloatArray, IntArray
 from envs.config import CoreEnvConfig
 
-POLICY, UNGATED = "policy", "ungated"
+POLICY, UNGATED, ONE_CONTRACT = "policy", "ungated", "one_contract"
 TEAM = (POLICY, UNGATED)
 
 
@@ -67,6 +69,20 @@ def run_rules(stretch: Stretch, stop_atr: float, target_r: float) -> dict[str, S
     distance = stop_atr * np.nan_to_num(np.asarray(table.atr[start:stop], np.float64))
     runs["momentum_atr"] = run_bracketed(stretch, entries, np.ones(stop - start), distance, target_r * distance)
     return runs
+
+
+def run_one_contract(stretch: Stretch, team: SessionResult) -> SessionResult:
+    """The orders that `team` sent, again, at one contract: sizing taken out, everything else kept."""
+    sent = team.decisions[team.decisions["ordered"]]
+    n = stretch.stop - stretch.start
+    at = sent["row"] - stretch.start
+    side = np.where(sent["reason"] == REASON_CODE[Reason.EXECUTE], sent["direction"], 0)
+    want, has_order = np.zeros(n), np.zeros(n, np.bool_)
+    want[at], has_order[at] = side, True
+    _, stop_distance, target_distance = _proposed(stretch, want)
+    orders = OrderArrays.build(want, has_order, stop_distance, target_distance)
+    return run_precomputed(stretch.table, stretch.start, stretch.stop, orders, stretch.venue,
+                           reverse=stretch.env.reverse, initial_equity=stretch.env.initial_equity)
 
 
 def run_bracketed(stretch: Stretch, side: AnyArray, contracts: AnyArray, stop_distance: AnyArray,

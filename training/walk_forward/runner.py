@@ -45,11 +45,13 @@ from training.team_training import load_team
 from training.tracking import Tracker, git_commit
 from training.walk_forward.config import WalkForwardRun
 from training.walk_forward.contenders import (
+    ONE_CONTRACT,
     POLICY,
     UNGATED,
     Stretch,
     daily_profit,
     daily_risk,
+    run_one_contract,
     run_random,
     run_rules,
     scales,
@@ -217,8 +219,9 @@ def _runs(run: WalkForwardRun, bundle: Bundle, market: _Market, split: Split, ga
     runs = {POLICY: run_session(bundle, policy, table, split.start, split.stop)} if gated else {}
     policy.threshold = 0.0
     runs[UNGATED] = run_session(bundle, policy, table, split.start, split.stop)
-    settings = run.walk_forward
-    return runs | run_rules(market.stretch(split), settings.fixed_stop_atr, settings.fixed_target_r)
+    stretch, settings = market.stretch(split), run.walk_forward
+    runs[ONE_CONTRACT] = run_one_contract(stretch, runs[UNGATED])
+    return runs | run_rules(stretch, settings.fixed_stop_atr, settings.fixed_target_r)
 
 
 def _risks(run: WalkForwardRun, bundle: Bundle, market: _Market, validation: Split) -> dict[str, float]:
