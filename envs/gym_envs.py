@@ -23,7 +23,7 @@ from envs.core_env import VOTERS, CoreEnv
 from envs.core_kernels import ACCOUNT_FEATURES, REJECT
 from envs.observations import Observation, Observer
 from envs.risk_env import RiskEnv
-from envs.risk_kernels import RISK_FEATURES
+from envs.risk_kernels import FIRST_SQUARE, RISK_FEATURES
 from envs.team_env import ACTIONS, AGENTS, TeamEnv
 from envs.vector_core import risk_unit_of
 
@@ -113,6 +113,7 @@ class RiskGymEnv(_TeamGymEnv):
         super().reset(seed=seed)
         if seed is not None:
             self.risk.seed, self.risk.episode = seed, -1
+            self.risk.mean, self.risk.square = 0.0, FIRST_SQUARE  # they outlive episodes, not a new seed
         self.risk.begin_episode()
         return self._observation(), self._info()
 

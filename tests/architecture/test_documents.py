@@ -17,7 +17,8 @@ from algospace.cli import build_app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
-MAPPED = ("agents", "algospace", "configs", "envs", "serving", "training", "benchmarks", "docs", "tests")
+MAPPED = ("agents", "algospace", "configs", "envs", "serving", "training", "benchmarks", "docs", "tests",
+          "examples")
 UNNAMED = {"__init__.py", "py.typed"}
 CREATED = ("runs/", "market", ".venv")
 """Folders that commands create; the documents name them, a checkout does not hold them."""

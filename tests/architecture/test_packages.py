@@ -62,7 +62,7 @@ def test_every_package_is_listed_in_pyproject() -> None:
     listed = {pattern.rstrip("*") for pattern in settings["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert listed == set(PACKAGES)
     assert set(settings["tool"]["importlinter"]["root_packages"]) == set(PACKAGES)
-    on_disk = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    on_disk = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "examples"}
     assert on_disk == set(PACKAGES)
 
 
