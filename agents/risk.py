@@ -1,7 +1,8 @@
 """M-RMS: the risk team. Three cooperative agents size, stop and target answer an opportunity.
 
 They see the market and the proposed direction, not the account: hard limits see the account, and so a frozen
-M-RMS can be evaluated once for the whole table (frozen experts are columns). The critic sees the account too.
+M-RMS can be evaluated once for the whole table (frozen experts are columns). The critic, which exists in training
+only, sees the account too and, in hindsight, what the following bars would have made of fixed brackets.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from algospace.config import FrozenConfig
 RISK_AGENTS = ("size", "stop", "target")
 RISK_ACTIONS = (6, 7, 5)   # {0..5} contracts, {.5, 1, 1.5, 2, 3, 4 ATR, beyond the LVN}, {1, 1.5, 2, 3, 4} R
 NUM_RISK_ACCOUNT = 4
+NUM_HINDSIGHT = 6          # brackets that the critic knows the outcome of
+NUM_CRITIC = NUM_RISK_ACCOUNT + NUM_HINDSIGHT
 _MASKED_LOGIT = -1e9
 
 
@@ -53,11 +56,11 @@ class RiskNet(nn.Module):
         self.tactical = make_embedder(config.embedder, shapes.tactical, shapes.tactical_window, dim,
                                       config.channels)
         state = 2 * dim + shapes.regime + 1
-        self.trunk_in = nn.Linear(state + len(RISK_AGENTS), hidden)
+        self.trunk_in = nn.Linear(2 * state - 1 + len(RISK_AGENTS), hidden)
         self.trunk_out = nn.Linear(hidden, hidden)
         self.head = nn.Parameter(torch.empty(len(RISK_AGENTS), hidden, max(RISK_ACTIONS)))
         self.head_bias = nn.Parameter(torch.zeros(len(RISK_AGENTS), max(RISK_ACTIONS)))
-        self.critic = nn.Sequential(nn.Linear(state + NUM_RISK_ACCOUNT, config.critic_hidden), nn.Tanh(),
+        self.critic = nn.Sequential(nn.Linear(2 * state - 1 + NUM_CRITIC, config.critic_hidden), nn.Tanh(),
                                     nn.Linear(config.critic_hidden, 1))
         self.register_buffer("one_hot", torch.eye(len(RISK_AGENTS)), persistent=False)
         allowed = torch.arange(max(RISK_ACTIONS))[None] < torch.tensor(RISK_ACTIONS)[:, None]
@@ -78,6 +81,7 @@ class RiskNet(nn.Module):
 
     def trunk(self, state: torch.Tensor) -> torch.Tensor:
         """(..., S) -> hidden (..., 3, H), one row per agent."""
+        state = with_direction(state)
         lead = (*state.shape[:-1], len(RISK_AGENTS))
         x = torch.cat((state.unsqueeze(-2).expand(*lead, state.shape[-1]),
                        self.one_hot.expand(*lead, len(RISK_AGENTS))), -1)
@@ -89,5 +93,14 @@ class RiskNet(nn.Module):
         return logits.masked_fill(~self.allowed, _MASKED_LOGIT)
 
     def value(self, state: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
-        """Normalised value (...) of state (..., S) and account (..., 4)."""
-        return self.critic(torch.cat((state, account), -1)).squeeze(-1)
+        """Normalised value (...) of state (..., S) and account with hindsight (..., 10)."""
+        return self.critic(torch.cat((with_direction(state), account), -1)).squeeze(-1)
+
+
+def with_direction(state: torch.Tensor) -> torch.Tensor:
+    """(..., S) -> (..., 2 S - 1): beside the state its product with the direction, the state's last entry.
+
+    What the market says is a reason for or against the proposed direction, and a small network is slow to find
+    products by itself.
+    """
+    return torch.cat((state, state[..., :-1] * state[..., -1:]), -1)

@@ -64,6 +64,7 @@ class RiskEnv:
         self._fills = np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
         self.cost_scale = 1.0
         self.episode = -1
+        self.mean, self.square = 0.0, FIRST_SQUARE
         self.begin_episode()
 
     @property
@@ -95,7 +96,6 @@ class RiskEnv:
         start = self._rules.first + int(self._draw(START_LANE) * span)
         self.sign = -1.0 if self.mirror and self._draw(SIGN_LANE) < 0.5 else 1.0
         self.alive, self.trades, self.limit_code = True, 0, 0
-        self.mean, self.square = 0.0, FIRST_SQUARE
         open_account(self.account, self.config.initial_equity, float(self.table.close[start]),
                      int(self.table.day[start]))
         self._arrive(start)
@@ -204,13 +204,14 @@ class RiskEnv:
         pass_bar(self.account, self._venue, float(t.close[row]), float(t.roll[row]), int(t.day[row]), self._fills)
 
     def _differential_sortino(self, x: float) -> float:
-        """Moody and Saffell 2001 (doi:10.1109/72.935097), clipped."""
-        mean, square, eta = self.mean, max(self.square, SMALLEST_SQUARE), self.config.eta
+        """Moody and Saffell 2001 (doi:10.1109/72.935097), clipped; see the kernel on means below 0."""
+        mean, square, eta = max(self.mean, 0.0), max(self.square, SMALLEST_SQUARE), self.config.eta
         deviation = math.sqrt(square)
         if x > 0.0:
             ratio = (x - 0.5 * mean) / deviation
         else:
             ratio = (square * (x - 0.5 * mean) - 0.5 * mean * x * x) / (square * deviation)
         down = min(x, 0.0)
-        self.mean, self.square = mean + eta * (x - mean), square + eta * (down * down - square)
+        self.mean += eta * (x - self.mean)
+        self.square = square + eta * (down * down - square)
         return min(max(ratio, -RATIO_CLIP), RATIO_CLIP)

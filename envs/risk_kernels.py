@@ -21,10 +21,15 @@ START_LANE, SIGN_LANE = 0, 1
 SOURCE_DRAW, WAIT_DRAW, SIDE_DRAW, WRAP_DRAW = 0, 1, 2, 3
 FALLBACK_ATR = 4.0
 FIRST_SQUARE = 0.25
-"""Downside second moment at an episode's start: losses of half the risk per trade."""
+"""Downside second moment before the first trade: losses of half the risk per trade."""
 SMALLEST_SQUARE = 1e-4
 RATIO_CLIP = 10.0
 
+HINDSIGHT_BRACKETS = ((0, 0), (1, 4), (2, 2), (3, 4), (5, 1), (5, 4))
+"""(stop, target) choices whose outcomes tell what the bars behind an opportunity brought."""
+HINDSIGHT_CLIP = 5.0
+
+_HINDSIGHT = np.array(HINDSIGHT_BRACKETS)
 _STOPS = np.array(STOP_ATRS)
 _TARGETS = np.array(TARGET_RS)
 
@@ -75,7 +80,7 @@ class RiskBatch(NamedTuple):
     alive: BoolArray
     episodes: IntArray
     trades: IntArray          # opportunities answered in this episode
-    moments: FloatArray       # (E, 2) mean and downside square of the returns
+    moments: FloatArray       # (E, 2) mean and downside square of the returns, over all episodes
 
 
 @nb.njit(cache=True)
@@ -163,8 +168,6 @@ def risk_begin_kernel(batch: Any, market: Any, rules: Any, venue: Any, fills: An
         batch.signs[e] = -1.0 if flip else 1.0
         batch.alive[e] = True
         batch.trades[e] = 0
-        batch.moments[e, 0] = 0.0
-        batch.moments[e, 1] = FIRST_SQUARE
         open_account(batch.accounts[e], rules.initial_equity, market.close[start], market.day[start])
         _arrive(batch, market, rules, venue, fills, seed, env, e, start)
 
@@ -182,22 +185,25 @@ def risk_observe_kernel(batch: Any, limits: Any, max_drawdown: float, out: Float
 
 
 @nb.njit(inline="always", cache=True)
-def _differential_sortino(moments: FloatArray, eta: float, x: float) -> float:
-    """The step's differential Sortino ratio; updates the moments (Moody and Saffell 2001)."""
-    mean, square = moments[0], max(moments[1], SMALLEST_SQUARE)
+def differential_sortino(moments: FloatArray, eta: float, x: float) -> float:
+    """The step's differential Sortino ratio; updates the moments (Moody and Saffell 2001).
+
+    A mean below 0 counts as 0: with it the ratio would pay for larger losses, as long as they spread wider.
+    """
+    mean, square = max(moments[0], 0.0), max(moments[1], SMALLEST_SQUARE)
     deviation = np.sqrt(square)
     if x > 0.0:
         ratio = (x - 0.5 * mean) / deviation
     else:
         ratio = (square * (x - 0.5 * mean) - 0.5 * mean * x * x) / (square * deviation)
     down = min(x, 0.0)
-    moments[0] = mean + eta * (x - mean)
+    moments[0] += eta * (x - moments[0])
     moments[1] = square + eta * (down * down - square)
     return min(max(ratio, -RATIO_CLIP), RATIO_CLIP)
 
 
 @nb.njit(cache=True)
-def _play_bracket(account: Any, market: Any, venue: Any, fills: AnyArray, row: int, want: float, stop: float,
+def play_bracket(account: Any, market: Any, venue: Any, fills: AnyArray, row: int, want: float, stop: float,
                   target: float, max_bars: int) -> int:
     """Open `want` contracts at the first real open after `row` and play bars until flat; still open `max_bars`
     from the entry on, it is closed at the next real open. Returns the row of the exit."""
@@ -216,6 +222,24 @@ def _play_bracket(account: Any, market: Any, venue: Any, fills: AnyArray, row: i
         has_order = False
         bars += 1
     return row
+
+
+@nb.njit(cache=True)
+def hindsight_kernel(batch: Any, market: Any, rules: Any, venue: Any, fills: AnyArray, spare: AnyArray,
+                     out: Float32Array) -> None:
+    """Net profits (E, H) of the reference brackets in units of the loss at the stop; see VectorRiskEnv.hindsight."""
+    account = spare[0]
+    for e in range(batch.rows.size):
+        row = batch.rows[e]
+        side = float(batch.signs[e] * batch.directions[e])
+        atr = market.atr[row] if market.atr[row] > rules.tick else rules.tick
+        for h in range(_HINDSIGHT.shape[0]):
+            stop, target = bracket(atr, market.lvn[row, 0], market.lvn[row, 1], side, _HINDSIGHT[h, 0],
+                                   _HINDSIGHT[h, 1], rules.lvn_margin, rules.lvn_strength)
+            open_account(account, rules.initial_equity, market.close[row], market.day[row])
+            play_bracket(account, market, venue, fills, row, side, stop, target, rules.max_bars)
+            gain = (account.equity - rules.initial_equity) / (stop * rules.multiplier + rules.exit_cost)
+            out[e, h] = min(max(gain, -HINDSIGHT_CLIP), HINDSIGHT_CLIP)
 
 
 @nb.njit(cache=True)
@@ -239,10 +263,10 @@ def risk_step_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: An
                                           account.equity, account.day_start, 0)
         equity = account.equity
         if contracts > 0.0:
-            row = _play_bracket(account, market, venue, fills, row, side * contracts, stop, target,
+            row = play_bracket(account, market, venue, fills, row, side * contracts, stop, target,
                                 rules.max_bars)
         gain = (account.equity - equity) / (limits.risk_per_trade * equity)
-        reward = _differential_sortino(batch.moments[e], rules.eta, gain)
+        reward = differential_sortino(batch.moments[e], rules.eta, gain)
         if code != 0:
             reward -= rules.penalty
         terminated = account.equity <= (1.0 - rules.max_drawdown) * account.peak

@@ -14,10 +14,13 @@ from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, Int32
 from envs.config import SIZE_CHOICES, STOP_CHOICES, TARGET_CHOICES, RiskEnvConfig
 from envs.opportunities import last_with_exit, low_volume_nodes, opportunity_columns
 from envs.risk_kernels import (
+    FIRST_SQUARE,
+    HINDSIGHT_BRACKETS,
     RISK_FEATURES,
     RiskBatch,
     RiskMarket,
     RiskRules,
+    hindsight_kernel,
     proposal_kernel,
     risk_begin_kernel,
     risk_observe_kernel,
@@ -96,12 +99,12 @@ class VectorRiskEnv:
         self.num_envs, self.seed, self.mirror, self.first_env = num_envs, seed, mirror, first_env
         self._market, self._rules = build_risk_market(table, instrument, config, start, stop, lvn)
         self._limits = config.limits.record()[()]
-        self._fills = np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
+        self._fills, self._spare = np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE), np.zeros(1, ACCOUNT_DTYPE)
         self._batch = RiskBatch(
             accounts=np.zeros(num_envs, ACCOUNT_DTYPE), rows=np.zeros(num_envs, np.int32),
             directions=np.ones(num_envs, np.float32), signs=np.ones(num_envs, np.float32),
             alive=np.zeros(num_envs, np.bool_), episodes=np.full(num_envs, -1, np.int64),
-            trades=np.zeros(num_envs, np.int64), moments=np.zeros((num_envs, 2)))
+            trades=np.zeros(num_envs, np.int64), moments=np.tile([0.0, FIRST_SQUARE], (num_envs, 1)))
         self.limit_codes: AnyArray = np.zeros(num_envs, np.int8)
         self.cost_scale = 1.0
         self.begin_segment()
@@ -156,6 +159,18 @@ class VectorRiskEnv:
         if out.shape != (self.num_envs, RISK_FEATURES):
             raise ValueError(f"expected an array of shape {(self.num_envs, RISK_FEATURES)}, got {out.shape}")
         risk_observe_kernel(self._batch, self._limits, self.config.max_drawdown, out)
+
+    def hindsight(self, out: Float32Array) -> None:
+        """Fill `out` (E, 6), for the critic in training and for nobody else: what six reference brackets of one
+        contract will have made of the present opportunity, net, in units of the loss at the stop (clipped +-5).
+
+        It looks ahead. Bars do not depend on the actions, so a baseline that knows them leaves the policy's
+        gradient unbiased and takes the market's luck out of it (Mao et al. 2019, arXiv 1807.02264).
+        """
+        if out.shape != (self.num_envs, len(HINDSIGHT_BRACKETS)):
+            raise ValueError(f"expected an array of shape {(self.num_envs, len(HINDSIGHT_BRACKETS))}, "
+                             f"got {out.shape}")
+        hindsight_kernel(self._batch, self._market, self._rules, self._venue, self._fills, self._spare, out)
 
     def step(self, actions: AnyArray, rewards: Float32Array, discounts: Float32Array) -> None:
         """`actions` (E, 3) int8: size 0..5, stop 0..6, target 0..4. Fills `rewards` and `discounts` (E,): 0 on

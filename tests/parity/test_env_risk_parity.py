@@ -8,6 +8,7 @@ from algospace.instruments import INSTRUMENTS
 from algospace.risk.limits import LimitsConfig
 from envs.config import RiskEnvConfig
 from envs.risk_env import RiskEnv
+from envs.risk_kernels import HINDSIGHT_BRACKETS, differential_sortino
 from envs.vector_risk import VectorRiskEnv, proposal_table
 from tests.env_market import random_table
 
@@ -69,3 +70,50 @@ def test_proposal_table_holds_the_brackets_that_the_environment_plays() -> None:
             stop, target = env.bracket(int(choices[1][row, side]), int(choices[2][row, side]))
             expected = np.array([choices[0][row, side], stop, target], np.float32)
             assert proposals[row, side].tolist() == expected.tolist()
+
+
+def test_hindsight_is_what_the_reference_brackets_will_make_and_changes_nothing() -> None:
+    table, config = random_table(9, 600), RiskEnvConfig(momentum_bars=6, initial_equity=1e6, episode_trades=20)
+    env = VectorRiskEnv(table, SYNTH, config, 30, 600, ENVS, seed=9)
+    rewards, discounts = np.empty(ENVS, np.float32), np.empty(ENVS, np.float32)
+    hindsight = np.empty((ENVS, len(HINDSIGHT_BRACKETS)), np.float32)
+    rng = np.random.default_rng(9)
+    for _ in range(10):
+        before = env.get_state()
+        env.hindsight(hindsight)
+        for name, array in env.get_state().items():
+            assert array.tobytes() == before[name].tobytes()
+        for h, (stop_choice, target_choice) in enumerate(HINDSIGHT_BRACKETS):
+            twin = RiskEnv(table, SYNTH, config, 30, 600, seed=9)
+            actions = np.tile([1, stop_choice, target_choice], (ENVS, 1)).astype(np.int8)
+            env.step(actions, rewards, discounts)
+            profits = env.accounts["equity"] - before["accounts"]["equity"]
+            env.set_state(before)
+            for e in range(ENVS):
+                twin.row, twin.direction, twin.sign = int(env.rows[e]), float(env.directions[e]), float(env.signs[e])
+                loss = twin.bracket(stop_choice, target_choice)[0] * SYNTH.multiplier + twin._rules.exit_cost
+                expected = min(max(profits[e] / loss, -5.0), 5.0) if env.limit_codes[e] == 0 else hindsight[e, h]
+                np.testing.assert_allclose(hindsight[e, h], expected, rtol=1e-4, atol=1e-5)
+        env.step(rng.integers(0, CHOICES, (ENVS, 3)).astype(np.int8), rewards, discounts)
+
+
+def test_losses_are_not_paid_for_while_the_mean_is_below_zero() -> None:
+    """With a mean below 0 the plain ratio would rise with the spread of the losses."""
+    moments, eta = np.array([-0.2, 0.25]), 0.0
+    assert differential_sortino(moments, eta, -1.0) == -2.0
+    assert differential_sortino(moments, eta, -3.0) == -6.0
+    moments[0] = 0.2
+    assert differential_sortino(moments, eta, -1.0) < -2.0
+
+
+def test_moments_live_on_from_one_account_to_the_next() -> None:
+    table = random_table(9, 600)
+    env = VectorRiskEnv(table, SYNTH, RiskEnvConfig(momentum_bars=6, episode_trades=2), 30, 600, ENVS, seed=9)
+    rewards, discounts = np.empty(ENVS, np.float32), np.empty(ENVS, np.float32)
+    for _ in range(2):
+        env.step(np.tile([1, 2, 2], (ENVS, 1)).astype(np.int8), rewards, discounts)
+    moments = env.get_state()["moments"]
+    assert (moments[:, 0] != 0.0).all()
+    env.begin_segment()
+    assert np.array_equal(env.get_state()["moments"], moments)
+    assert (env.accounts["trades"] == 0).all()

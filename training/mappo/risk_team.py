@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from agents.dropout import MaskBank, mask_rows
-from agents.risk import NUM_RISK_ACCOUNT, RISK_ACTIONS, RISK_AGENTS, RiskConfig, RiskNet
+from agents.risk import NUM_CRITIC, NUM_RISK_ACCOUNT, RISK_ACTIONS, RISK_AGENTS, RiskConfig, RiskNet
 from algospace.instruments import instrument
 from algospace.seeding import stream_key
 from algospace.types import AnyArray
@@ -54,6 +54,8 @@ class RiskSampler:
         self.env = VectorRiskEnv(module.table.market, instrument(spec["instrument"]),
                                  RiskEnvConfig(**spec["env"]), spec["start"], spec["stop"], envs, spec["seed"],
                                  mirror=spec["mirror"], first_env=shard * envs)
+        self._account = np.empty((envs, NUM_RISK_ACCOUNT), np.float32)
+        self._hindsight = np.empty((envs, NUM_CRITIC - NUM_RISK_ACCOUNT), np.float32)
 
     @torch.no_grad()
     def sample(self, steps: int, tick: int, cost_scale: float) -> dict[str, AnyArray]:
@@ -70,7 +72,7 @@ class RiskSampler:
         out = _empty(size, steps)
         out["mask_rows"] = bank_rows.astype(np.int16)
         for t in range(steps + 1):
-            env.observe(out["account_all"][t])
+            self._observe(out["account_all"][t])
             out["rows_all"][t], out["directions_all"][t] = env.rows, env.directions
             state = module.state(torch.from_numpy(env.rows.astype(np.int64)), mirrored,
                                  torch.from_numpy(np.asarray(env.directions, np.float32)))
@@ -90,13 +92,19 @@ class RiskSampler:
         segments = {name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in out.items()}
         return segments | {"mirrored": mirrored.numpy()}
 
+    def _observe(self, out: AnyArray) -> None:
+        """What the critic sees beside the market: the account, and the opportunity in hindsight."""
+        self.env.observe(self._account)
+        self.env.hindsight(self._hindsight)
+        out[:, :NUM_RISK_ACCOUNT], out[:, NUM_RISK_ACCOUNT:] = self._account, self._hindsight
+
 
 def _empty(size: int, steps: int) -> dict[str, AnyArray]:
     agents = len(RISK_AGENTS)
     return {
         "rows_all": np.zeros((steps + 1, size), np.int32),
         "directions_all": np.zeros((steps + 1, size), np.float32),
-        "account_all": np.zeros((steps + 1, size, NUM_RISK_ACCOUNT), np.float32),
+        "account_all": np.zeros((steps + 1, size, NUM_CRITIC), np.float32),
         "values_all": np.zeros((steps + 1, size), np.float32),
         "actions": np.zeros((steps, size, agents), np.int8),
         "log_p": np.zeros((steps, size, agents), np.float32),
