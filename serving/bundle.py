@@ -30,6 +30,7 @@ from algospace.config import FrozenConfig
 from algospace.errors import BundleError, SchemaError
 from algospace.features.config import FeatureConfig
 from algospace.features.matrix_schema import MatrixSchema
+from algospace.features.oracle import refuse_oracle
 from algospace.files import atomic_directory, sha256_file, write_json, write_text
 from algospace.instruments import INSTRUMENTS, Instrument
 from envs.config import CoreEnvConfig, RiskEnvConfig
@@ -120,14 +121,15 @@ def write_bundle(directory: Path | str, spec: BundleSpec, schema: MatrixSchema, 
                  risk: RiskNet | None, regime: RegimeNet | None) -> Bundle:
     """Export the networks and write the bundle in one step, whole or not at all.
 
-    SchemaError if the networks were not built for the schema's matrices; BundleError if `directory` holds anything
-    but a bundle, which is replaced.
+    SchemaError if the networks were not built for the schema's matrices, or were fed with the oracle column of an
+    evaluation's control; BundleError if `directory` holds anything but a bundle, which is replaced.
     """
     directory = Path(directory)
     if directory.exists() and not (directory / MANIFEST).is_file() and (
             not directory.is_dir() or any(directory.iterdir())):
         raise BundleError(f"{directory}: holds something other than a bundle, which would be lost; name a "
                           f"new folder")
+    refuse_oracle(schema, str(directory))
     _check_shapes(schema, core, risk, regime)
     networks = Networks(core=core.config, risk=None if risk is None else risk.config,
                         regime=None if regime is None else regime.config)
