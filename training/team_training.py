@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.exceptions import RayTaskError
 
-from algospace.errors import BundleError
+from algospace.errors import AlgoSpaceError, BundleError, InputError
+from algospace.features.market_table import MarketTable
 from algospace.files import atomic_directory, sha256_file, write_json
+from training.checkpoints import History, last_checkpoint, save_checkpoint
+from training.interruption import Interruption
 from training.mappo.algorithm import MAPPO, MAPPOConfig
+from training.mappo.finite import refuse_nonfinite_table
 from training.mappo.module import MODULE_ID, TeamModule, build_team_module
 from training.mappo.settings import MAPPOSettings
+from training.mappo.tables import EXPERTS, open_training_table
 
 LogFn = Callable[[int, Mapping[str, float]], None]
 ProgressFn = Callable[[int, int], None]
 _WEIGHTS, _TEAM = "weights.pt", "team.json"
+_LEARNER_FILES = ("state.pkl", f"rl_module/{MODULE_ID}/module_state.pkl")
 
 
 @dataclass(frozen=True)
@@ -34,47 +42,82 @@ class TrainedTeam:
 
 def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log: LogFn | None = None,
                progress: ProgressFn | None = None) -> TrainedTeam:
-    """Train until `settings.env_steps`, from the checkpoint in `folder` if there is one of the same run.
+    """Train until `settings.env_steps`, from the newest checkpoint in `folder` if there is one of the same run.
 
-    Writes `folder/checkpoint` every `checkpoint_every` iterations and `folder/team` at the end.
+    Writes `folder/checkpoint/<iteration>` every `checkpoint_every` iterations and when a person (Ctrl-C) or a
+    machine that is taken away (SIGTERM) ends the run, and `folder/team` at the end. SchemaError or InputError if
+    the table is not the one the run was started with, or holds NaN; training.mappo.finite.NonFiniteError if a
+    reward or a gradient does. The checkpoints stay in every case.
     """
     folder = folder.resolve()  # RLlib takes a relative path for a URI without a scheme
+    check_table(spec)
+    checkpoints = folder / "checkpoint"
     algorithm = MAPPOConfig().train_team(spec, settings).build_algo()
     try:
-        checkpoint = folder / "checkpoint"
-        history = _restore(algorithm, checkpoint)
-        figures: dict[str, float] = history[-1] if history else {}
-        while algorithm.env_steps < settings.env_steps:
-            figures = _figures(algorithm.train())
-            history.append(figures)
-            if log is not None:
-                log(algorithm.env_steps, figures)
-            if progress is not None:
-                progress(min(algorithm.env_steps, settings.env_steps), settings.env_steps)
-            if len(history) % settings.checkpoint_every == 0:
-                _save(algorithm, checkpoint, history)
+        history = _restore(algorithm, checkpoints)
+        saved = len(history)
+        with Interruption() as interruption:
+            while algorithm.env_steps < settings.env_steps:
+                figures = _figures(_iteration(algorithm))
+                history.append(figures)
+                if log is not None:
+                    log(algorithm.env_steps, figures)
+                if progress is not None:
+                    progress(min(algorithm.env_steps, settings.env_steps), settings.env_steps)
+                if interruption.asked or len(history) - saved >= settings.checkpoint_every:
+                    if save_checkpoint(checkpoints, history, lambda path: save_algorithm(algorithm, path)):
+                        saved = len(history)
+                    interruption.obey()
         weights = algorithm.team_weights()
         team = dict(algorithm.config.team)
     finally:
         algorithm.stop()
     metrics = _summary(history) | {"env_steps": float(len(history) * settings.steps_per_iteration)}
     save_team(folder / "team", team, weights, metrics)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return load_team(folder / "team")
 
 
-def _restore(algorithm: MAPPO, checkpoint: Path) -> list[dict[str, float]]:
-    history_file = checkpoint / "history.json"
-    if not history_file.is_file():
+def _iteration(algorithm: MAPPO) -> Mapping[str, Any]:
+    """One iteration; an error of ours that a remote learner or runner raised comes out in its one line."""
+    try:
+        return dict(algorithm.train())
+    except RayTaskError as error:
+        if isinstance(error.cause, AlgoSpaceError):
+            raise error.cause from None
+        raise
+
+
+def check_table(spec: Mapping[str, Any]) -> None:
+    """SchemaError or InputError if the run's table is missing, shrunk or changed, or holds NaN or infinity."""
+    table = open_training_table(spec["market"], spec["experts"], spec["table_hash"])
+    MarketTable.load(spec["market"])  # reads every byte once against the manifest
+    files = json.loads((Path(spec["experts"]) / EXPERTS).read_text())["files"]
+    for name, digest in files.items():
+        if sha256_file(Path(spec["experts"]) / name) != digest:
+            raise InputError(Path(spec["experts"]) / name, "the file does not match its checksum",
+                             "run the earlier phases again")
+    refuse_nonfinite_table(table, str(spec["market"]))
+
+
+def save_algorithm(algorithm: MAPPO, path: Path) -> None:
+    """RLlib's checkpoint; OSError if a learner could not write its part, about which RLlib keeps silent."""
+    algorithm.save_to_path(str(path))
+    for name in _LEARNER_FILES:
+        file = path / "learner_group" / "learner" / name
+        try:
+            pickle.loads(file.read_bytes())
+        except (EOFError, pickle.UnpicklingError):
+            raise OSError(f"the learner could not write all of {file.name}") from None
+
+
+def _restore(algorithm: MAPPO, checkpoints: Path) -> History:
+    """Continue from the newest good checkpoint; the figures so far."""
+    checkpoint = last_checkpoint(checkpoints)
+    if checkpoint is None:
         return []
-    algorithm.restore_from_path(str(checkpoint / "rllib"))
-    return list(json.loads(history_file.read_text()))
-
-
-def _save(algorithm: MAPPO, checkpoint: Path, history: list[dict[str, float]]) -> None:
-    with atomic_directory(checkpoint) as part:
-        algorithm.save_to_path(str(part / "rllib"))
-        write_json(part / "history.json", history)
+    algorithm.restore_from_path(str(checkpoint.rllib))
+    return checkpoint.history
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float]:

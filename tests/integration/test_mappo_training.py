@@ -197,7 +197,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_and_spares_the_checkpoint
     with pytest.raises(FloatingPointError, match="gradient of the loss is not finite"):
         train_team(training_market.core_spec(), small_settings(checkpoint_every=1), tmp_path, log)
     assert len(contents) == 2
-    assert (tmp_path / "checkpoint" / "history.json").is_file()
+    assert (tmp_path / "checkpoint" / "000002" / "history.json").is_file()
     assert not (tmp_path / "team").exists()
     monkeypatch.undo()
     resumed = train_team(training_market.core_spec(), small_settings(checkpoint_every=1), tmp_path)

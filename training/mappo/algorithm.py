@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
@@ -19,8 +18,11 @@ from ray.rllib.utils.metrics import (
 )
 
 from algospace.types import AnyArray
+from training.mappo.finite import require_finite_rewards
 from training.mappo.learner import MAPPOLearner
 from training.mappo.module import MODULE_ID
+from training.mappo.node_tables import offer_to_other_nodes
+from training.mappo.recovery import LearnerGuard
 from training.mappo.runner import TeamRunner
 from training.mappo.sampling import ShardSampling
 from training.mappo.settings import MAPPOSettings
@@ -69,7 +71,9 @@ class MAPPO(PPO):
         self._env_steps = 0
         self.mappo_settings = MAPPOSettings(**config.settings)
         self._sampling = ShardSampling(self.mappo_settings.num_shards)
+        self._offer = offer_to_other_nodes(config.team, self.mappo_settings.remote_actors)
         super().setup(config)
+        self._learners = LearnerGuard(self)
 
     @property
     def env_steps(self) -> int:
@@ -85,11 +89,12 @@ class MAPPO(PPO):
         if settings.overlap:
             self._sampling.begin(group, weights, self._schedules(settings.steps_per_iteration))
         columns = sampled.columns
+        require_finite_rewards(columns)
         steps = int(columns["rewards"].size)
         self._env_steps += steps
         batch = MultiAgentBatch({MODULE_ID: SampleBatch(columns)}, env_steps=settings.segments)
         started = time.perf_counter()
-        results = self.learner_group.update(
+        results = self._learners.update(
             batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._env_steps})
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         ended = time.perf_counter()
@@ -126,9 +131,12 @@ class MAPPO(PPO):
 
     def team_weights(self) -> dict[str, Any]:
         """The module's state dict, value norm included, as numpy-backed tensors."""
-        state = self.learner_group.get_state(components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}")
-        weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][MODULE_ID]
+        weights = self._learners.weights(MODULE_ID)
         return {name: torch.as_tensor(np.array(value)) for name, value in weights.items()}
+
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        """RLlib's checkpoint, also where a learner dies meanwhile."""
+        return self._learners.call(lambda: str(PPO.save_to_path(self, *args, **kwargs)))
 
     def get_state(self, components: str | Collection[str] | None = None, *,
                   not_components: str | Collection[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -141,6 +149,7 @@ class MAPPO(PPO):
         """Continue bit for bit."""
         own = state.pop(_STATE, None)
         super().set_state(state)
+        self._learners.refresh()
         if own is not None:
             self._env_steps = own["env_steps"]
             self._sampling.set_state(own["sampling"])

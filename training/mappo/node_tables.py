@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +96,14 @@ def offer_table(market: str, experts: str, digest: str) -> Any:
     return ray.remote(FolderSource).options(  # type: ignore[attr-defined]
         name=_actor_name(digest), get_if_exists=True, num_cpus=0, max_restarts=-1, max_task_retries=3,
         scheduling_strategy=here).remote(market, experts)
+
+
+def offer_to_other_nodes(team: Mapping[str, Any], remote_actors: int) -> Any:
+    """Offer a team's table if runners or learners may start on other nodes than this one; else None."""
+    joined = any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    if not remote_actors or not ray.is_initialized() or not (joined or len(ray.nodes()) > 1):
+        return None
+    return offer_table(*node_table(team["market"], team["experts"], team["table_hash"]), team["table_hash"])
 
 
 def node_table(market: str, experts: str, digest: str, source: TableSource | None = None) -> tuple[str, str]:

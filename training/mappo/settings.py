@@ -84,6 +84,11 @@ class MAPPOSettings(FrozenConfig):
         return self
 
     @property
+    def remote_actors(self) -> int:
+        """Runners and learners outside the driver's process."""
+        return self.num_env_runners + self.num_learners
+
+    @property
     def segments(self) -> int:
         """Batch rows of one iteration."""
         return self.num_shards * self.envs_per_shard

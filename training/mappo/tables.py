@@ -24,7 +24,7 @@ from algospace.types import AnyArray, Float32Array
 from training.mappo.node_tables import node_table, shared_arrays
 
 REGIME_DIM = 8
-_VECTORS, _PROPOSALS, _EXPERTS = "regime_vectors.npy", "proposals.npy", "experts.json"
+_VECTORS, _PROPOSALS, EXPERTS = "regime_vectors.npy", "proposals.npy", "experts.json"
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,25 @@ def save_experts(experts: Path | str, market: Path | str, regime_vectors: Float3
         for name, values in ((_VECTORS, regime_vectors), (_PROPOSALS, proposals)):
             np.save(part / name, np.asarray(values, np.float32), allow_pickle=False)
         files = {name: sha256_file(part / name) for name in (_VECTORS, _PROPOSALS)}
-        write_json(part / _EXPERTS, {"market": sha256_file(Path(market) / MANIFEST), "files": files})
+        write_json(part / EXPERTS, {"market": sha256_file(Path(market) / MANIFEST), "files": files})
     return experts_hash(experts)
 
 
 def experts_hash(experts: Path | str) -> str:
     """The hash that a run's configuration carries for its table and experts."""
-    return sha256_file(Path(experts) / _EXPERTS)
+    return sha256_file(Path(experts) / EXPERTS)
 
 
 def open_training_table(market: Path | str, experts: Path | str,
                         expected_hash: str | None = None) -> TrainingTable:
     """Map a market table and its experts' columns; SchemaError if they are not those the run was started with."""
     experts = Path(experts)
-    if not (experts / _EXPERTS).is_file():
+    if not (experts / EXPERTS).is_file():
         raise SchemaError(f"{experts}: no expert columns here; run the earlier phases first")
     if expected_hash is not None and experts_hash(experts) != expected_hash:
         raise SchemaError(f"{experts}: the columns differ from those the run was started with; "
                           f"restore them or start a new run")
-    if json.loads((experts / _EXPERTS).read_text())["market"] != sha256_file(Path(market) / MANIFEST):
+    if json.loads((experts / EXPERTS).read_text())["market"] != sha256_file(Path(market) / MANIFEST):
         raise SchemaError(f"{market}: the market table has changed since {experts} was computed; "
                           f"run the earlier phases again")
     table = MarketTable.load(market, mmap=True, verify=False)
