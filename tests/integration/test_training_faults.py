@@ -82,6 +82,27 @@ def test_a_runner_killed_as_the_kernel_kills_changes_nothing(training_market: Ma
     assert_equal(killed, undisturbed)
 
 
+@pytest.mark.slow
+def test_without_any_runner_the_driver_samples_and_gives_back(training_market: MarketOnDisk, undisturbed: Weights,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+    from training.mappo import sampling
+
+    healthy = EnvRunnerGroup.healthy_env_runner_ids
+    monkeypatch.setattr(sampling, "_ATTEMPTS", 1)
+
+    def lose(algo: MAPPO) -> None:
+        monkeypatch.setattr(EnvRunnerGroup, "healthy_env_runner_ids", lambda self: [])
+
+    def come_back(algo: MAPPO) -> None:
+        assert algo._sampling._alone
+        monkeypatch.setattr(EnvRunnerGroup, "healthy_env_runner_ids", healthy)
+
+    weights = run(training_market.core_spec(), small_settings(num_env_runners=1), disturb={1: lose, 3: come_back})
+    assert_equal(weights, undisturbed)
+
+
 def test_a_killed_learner_loses_nothing(training_market: MarketOnDisk, undisturbed: Weights) -> None:
     seen: list[int] = []
 

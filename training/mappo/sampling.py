@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from algospace.errors import InternalError
 from algospace.types import AnyArray
 from training.mappo.runner import EnvState, TeamRunner
 
@@ -43,6 +42,7 @@ class ShardSampling:
         self._env_states: dict[int, EnvState | None] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: Future[Sampled] | None = None
+        self._alone = False  # whether the driver had to sample for lost runners last time
 
     def sample(self, group: Any, weights: dict[str, Any], schedules: dict[str, float]) -> Sampled:
         """The batch of this tick: the one begun before, if there is one. `schedules`: cost_scale, gae_lambda."""
@@ -81,15 +81,16 @@ class ShardSampling:
         started = time.perf_counter()
         tick, todo = self.tick, set(range(self.num_shards))
         done: dict[int, tuple[Columns, EnvState]] = {}
-        for _ in range(_ATTEMPTS):
+        for _ in range(1 if self._alone else _ATTEMPTS):
             calls = [{"shard": s, "env_state": self._env_states.get(s), "tick": tick, **schedules}
                      for s in sorted(todo)]
             done.update(_dispatch(group, calls, weights))
             todo -= done.keys()
             if not todo:
                 break
-        else:
-            raise InternalError(f"shards {sorted(todo)} could not be sampled: every runner fails")
+        self._alone = bool(todo)
+        if todo:  # no runner is left for these shards, and none came back: the driver samples them itself
+            done.update(_local(group, [call for call in calls if call["shard"] in todo], weights))
         self._env_states = {shard: state for shard, (_, state) in done.items()}
         self.tick += 1
         parts = [done[shard][0] for shard in range(self.num_shards)]
@@ -100,7 +101,7 @@ class ShardSampling:
 def _dispatch(group: Any, calls: list[dict[str, Any]], weights: dict[str, Any]) -> Iterable[ShardResult]:
     """What the runners answered; a lost runner's answer is missing."""
     if not group.num_remote_env_runners():
-        return [(call["shard"], group.local_env_runner.sample(**call, weights=weights)) for call in calls]
+        return _local(group, calls, weights)
     workers = group.healthy_env_runner_ids()
     if not workers:
         time.sleep(0.5)
@@ -113,6 +114,11 @@ def _dispatch(group: Any, calls: list[dict[str, Any]], weights: dict[str, Any]) 
         results += group.foreach_env_runner([_remote_sample(call, reference) for call in part],
                                             local_env_runner=False, remote_worker_ids=workers[: len(part)])
     return results
+
+
+def _local(group: Any, calls: list[dict[str, Any]], weights: dict[str, Any]) -> list[ShardResult]:
+    """The driver's own runner."""
+    return [(call["shard"], group.local_env_runner.sample(**call, weights=weights)) for call in calls]
 
 
 def _remote_sample(call: dict[str, Any], weights: Any) -> Any:
