@@ -67,7 +67,7 @@ def evaluate(
         document, used, folder = _of_config(config, tuple(overrides or ()), changes, control or [], out, console)
         parent = None
     written = write_evaluation(document, folder)
-    record(document, used, folder if run is None else run, parent)
+    record(document, used, folder, run or folder, parent)
     typer.echo(json.dumps(document, indent=2) if as_json else page(document))
     console.print(f"report: {written}")
     if document["failures"]:

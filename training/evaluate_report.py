@@ -23,10 +23,12 @@ def write_evaluation(document: dict[str, Any], folder: Path) -> Path:
     return folder / PAGE
 
 
-def record(document: dict[str, Any], config: RunConfig, folder: Path, parent_run_id: str | None = None) -> str:
-    """Keep the figures and both files in MLflow: under the run `parent_run_id`, or as a run of its own."""
+def record(document: dict[str, Any], config: RunConfig, folder: Path, store: Path,
+           parent_run_id: str | None = None) -> str:
+    """Keep the figures and the two files in `folder` in MLflow: under the run `parent_run_id`, or as a run of its
+    own. `store` is the folder of the history where the configuration names no server."""
     name, resolved = f"{config.name}-evaluation", config.model_dump(mode="json")
-    with Tracker.open(config.tracking, folder, name, resolved, config.digest(), parent_run_id) as tracker:
+    with Tracker.open(config.tracking, store, name, resolved, config.digest(), parent_run_id) as tracker:
         tags = {"phase": EVALUATION_PHASE, "passed": not document["failures"],
                 "config_hash": document["config_hash"]}
         with tracker.child(EVALUATION_PHASE, document.get("judging", {}), tags) as run:

@@ -61,6 +61,11 @@ def oracle_run(module: CoreTeamModule, spec: dict[str, Any], start: int, stop: i
     return np.nan_to_num(np.sign(next_returns(close))), [(start, stop)]
 
 
+def flat_run(module: CoreTeamModule, spec: dict[str, Any], start: int, stop: int) -> tuple[Any, Segments]:
+    """Stands for a team that never trades."""
+    return np.zeros(len(module.table.market)), [(start, stop)]
+
+
 def test_a_finished_run_is_judged_and_its_figures_add_up(out: Path) -> None:
     document = evaluate_run(out / "seed-1", SEEDS, BARS)
     assert [market["seed"] for market in document["markets"]] == [701, 702]
@@ -124,10 +129,12 @@ def test_several_seeds_share_experts_and_finished_ones_are_reused(config: RunCon
 
 def test_a_learner_that_cannot_use_the_oracle_fails_the_control(config: RunConfig, out: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hardly trained, it earns nothing with the answer before it; one that uses it passes."""
+    """One that stays flat with the answer before it fails; one that uses it passes."""
     options: dict[str, Any] = {"out": out, "eval_seeds": SEEDS[:1], "bars": BARS, "train_seed": 1}
+    monkeypatch.setattr(markets, "unit_run", flat_run)
     weak = run_control(config, "oracle", **options)
     assert "the learner is broken" in weak["failures"][0]
+    assert "stays silent on market 701" in weak["failures"][1]
     monkeypatch.setattr(markets, "unit_run", oracle_run)
     strong = run_control(config, "oracle", **options)
     assert strong["failures"] == []
