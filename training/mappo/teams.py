@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.mappo.core_team import CoreSampler, CoreTeamModule
+from training.mappo.markets import JointCoreModule, JointCoreSampler
 from training.mappo.risk_team import RiskSampler, RiskTeamModule
 
 
@@ -19,5 +20,6 @@ class Team:
 
 TEAMS: dict[str, Team] = {
     "core": Team(CoreTeamModule, CoreSampler),
+    "joint": Team(JointCoreModule, JointCoreSampler),
     "risk": Team(RiskTeamModule, RiskSampler),
 }
