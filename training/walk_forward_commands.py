@@ -23,7 +23,7 @@ def walk_forward(
     """
     from algospace.config import load_config
     from training.walk_forward import WalkForwardRun
-    from training.walk_forward import walk_forward as run_walk_forward
+    from training.walk_forward.runner import walk_forward as run_walk_forward
 
     changes = [*(overrides or []), *([] if windows is None else [f"walk_forward.windows={windows}"])]
     console = Console(stderr=as_json)

@@ -12,6 +12,5 @@ anything it is compared with; the *joined* series is every test's daily profit i
 """
 
 from training.walk_forward.config import WalkForwardConfig, WalkForwardRun
-from training.walk_forward.runner import walk_forward
 
-__all__ = ["WalkForwardConfig", "WalkForwardRun", "walk_forward"]
+__all__ = ["WalkForwardConfig", "WalkForwardRun"]

@@ -71,6 +71,14 @@ def run_rules(stretch: Stretch, stop_atr: float, target_r: float) -> dict[str, S
     return runs
 
 
+def run_nothing(stretch: Stretch) -> SessionResult:
+    """The account of a team whose gate is shut: no confidence is enough."""
+    nothing = np.zeros(stretch.stop - stretch.start)
+    orders = OrderArrays.build(nothing, nothing, reason=REASON_CODE[Reason.LOW_CONFIDENCE])
+    return run_precomputed(stretch.table, stretch.start, stretch.stop, orders, stretch.venue, stretch.env.limits,
+                           initial_equity=stretch.env.initial_equity)
+
+
 def run_one_contract(stretch: Stretch, team: SessionResult) -> SessionResult:
     """The orders that `team` sent, again, at one contract: sizing taken out, everything else kept."""
     sent = team.decisions[team.decisions["ordered"]]

@@ -51,6 +51,7 @@ from training.walk_forward.contenders import (
     Stretch,
     daily_profit,
     daily_risk,
+    run_nothing,
     run_one_contract,
     run_random,
     run_rules,
@@ -214,14 +215,23 @@ def _fit(config: RunConfig, train: Split, vectors: Float32Array) -> SupervisedMo
 def _runs(run: WalkForwardRun, bundle: Bundle, market: _Market, split: Split, gated: bool
           ) -> dict[str, SessionResult]:
     """The team (gated as well, if asked for) and every rule over a split."""
-    table = split.market()
+    table, stretch, settings = split.market(), market.stretch(split), run.walk_forward
     policy = BundlePolicy(bundle, table, seed=market.config.seed, regime_vectors=market.vectors)
-    runs = {POLICY: run_session(bundle, policy, table, split.start, split.stop)} if gated else {}
+    runs = {}
+    if gated and is_shut(bundle):
+        runs[POLICY] = run_nothing(stretch)
+    elif gated:
+        runs[POLICY] = run_session(bundle, policy, table, split.start, split.stop)
     policy.threshold = 0.0
     runs[UNGATED] = run_session(bundle, policy, table, split.start, split.stop)
-    stretch, settings = market.stretch(split), run.walk_forward
     runs[ONE_CONTRACT] = run_one_contract(stretch, runs[UNGATED])
     return runs | run_rules(stretch, settings.fixed_stop_atr, settings.fixed_target_r)
+
+
+def is_shut(bundle: Bundle) -> bool:
+    """Whether no confidence reaches the calibrated threshold: no need to ask the team bar by bar."""
+    calibration = bundle.manifest.calibration
+    return calibration is not None and calibration.threshold > 1.0
 
 
 def _risks(run: WalkForwardRun, bundle: Bundle, market: _Market, validation: Split) -> dict[str, float]:
