@@ -227,7 +227,7 @@ def play_bracket(account: Any, market: Any, venue: Any, fills: AnyArray, row: in
 @nb.njit(cache=True)
 def hindsight_kernel(batch: Any, market: Any, rules: Any, venue: Any, fills: AnyArray, spare: AnyArray,
                      out: Float32Array) -> None:
-    """Net profits (E, H) of the reference brackets in units of the loss at the stop; see VectorRiskEnv.hindsight."""
+    """Net profits (E, H) of the reference brackets over the loss at the stop; see VectorRiskEnv.hindsight."""
     account = spare[0]
     for e in range(batch.rows.size):
         row = batch.rows[e]

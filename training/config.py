@@ -81,7 +81,8 @@ class RiskPhaseConfig(FrozenConfig):
 
     net: RiskConfig = RiskConfig()
     env: RiskEnvConfig = RiskEnvConfig()
-    mappo: MAPPOSettings = MAPPOSettings(env_steps=100_000, num_shards=1, envs_per_shard=64, segment=32)
+    mappo: MAPPOSettings = MAPPOSettings(env_steps=100_000, num_shards=1, envs_per_shard=64, segment=32, gamma=0.0)
+    """gamma 0: what follows a trade does not depend on it, so its return is all that an action brings about."""
 
     @model_validator(mode="after")
     def _segments_fill_episodes(self) -> Self:

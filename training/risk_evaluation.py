@@ -104,6 +104,11 @@ def random_rule(seed: int, least: int) -> Rule:
     return rule
 
 
+def team_rule(choices: AnyArray) -> Rule:
+    """The choices (K, 3) that were made for exactly these opportunities."""
+    return lambda spots: chosen(spots, choices)
+
+
 def chosen(spots: Opportunities, choices: AnyArray) -> Proposals:
     """Choices (K, 3) of size, stop and target as proposals."""
     k = np.arange(len(spots))
@@ -212,7 +217,7 @@ def evaluate_risk(run_dir: Path, dataset: Dataset, splits: Sequence[Split], seed
         vectors = regime_columns(regime, table, mirror=False)[0]
         spots = field.opportunities
         markets.append(_Market(field, team_choices(net, table, vectors, spots.rows, spots.sides)))
-    plays = {TEAM: [play_rule(m.field, lambda spots, m=m: chosen(spots, m.choices)) for m in markets]}
+    plays = {TEAM: [play_rule(m.field, team_rule(m.choices)) for m in markets]}
     for name, rule in fixed_rules(choice, seed, net.config.min_contracts).items():
         plays[name] = [play_rule(m.field, rule) for m in markets]
     plays |= _parts_of_the_team(markets, choice)
@@ -226,10 +231,10 @@ def _parts_of_the_team(markets: list[_Market], choice: FixedChoice) -> dict[str,
     """The team's sizes with the best fixed pair, and its brackets with one contract: where its worth lies."""
     def sizes_only(m: _Market) -> Rule:
         pair = np.tile(choice.pair, (len(m.choices), 1))
-        return lambda spots: chosen(spots, np.column_stack((m.choices[:, 0], pair)))
+        return team_rule(np.column_stack((m.choices[:, 0], pair)))
 
     def brackets_only(m: _Market) -> Rule:
-        return lambda spots: chosen(spots, np.column_stack((np.ones(len(m.choices), np.int64), m.choices[:, 1:])))
+        return team_rule(np.column_stack((np.ones(len(m.choices), np.int64), m.choices[:, 1:])))
 
     return {f"{TEAM} sizes, best pair of training": [play_rule(m.field, sizes_only(m)) for m in markets],
             f"{TEAM} brackets, 1 contract": [play_rule(m.field, brackets_only(m)) for m in markets]}

@@ -90,7 +90,8 @@ def test_hindsight_is_what_the_reference_brackets_will_make_and_changes_nothing(
             profits = env.accounts["equity"] - before["accounts"]["equity"]
             env.set_state(before)
             for e in range(ENVS):
-                twin.row, twin.direction, twin.sign = int(env.rows[e]), float(env.directions[e]), float(env.signs[e])
+                twin.row, twin.sign = int(env.rows[e]), float(env.signs[e])
+                twin.direction = float(env.directions[e])
                 loss = twin.bracket(stop_choice, target_choice)[0] * SYNTH.multiplier + twin._rules.exit_cost
                 expected = min(max(profits[e] / loss, -5.0), 5.0) if env.limit_codes[e] == 0 else hindsight[e, h]
                 np.testing.assert_allclose(hindsight[e, h], expected, rtol=1e-4, atol=1e-5)
