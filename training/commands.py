@@ -12,6 +12,8 @@ from rich.console import Console
 
 from algospace.errors import ConfigError
 from training.evaluate_commands import evaluate
+from training.joint_commands import train_jointly
+from training.tracking_commands import tracking
 from training.tune_commands import tune
 from training.walk_forward_commands import walk_forward
 
@@ -28,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command("tune")(tune)
     app.command("quickstart")(quickstart)
     app.command("walk-forward")(walk_forward)
+    app.add_typer(tracking, name="tracking")
 
 
 def train(
@@ -50,6 +53,11 @@ def train(
     resolved = load_config(RunConfig, config, overrides or [])
     folder = run_dir or RUNS / resolved.name
     names = tuple(name.strip() for name in phases.split(",") if name.strip())
+    if resolved.markets:
+        summary = train_jointly(resolved, folder, names, console)
+        if as_json:
+            typer.echo(json.dumps(summary, indent=2))
+        return
     if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         console.print(f"this job writes to {folder.resolve()} on its node; choose with --run-dir")
     result = run_pipeline(resolved, folder, names, console)
