@@ -1,0 +1,156 @@
+"""A sweep's configuration: every fault is one line that names the key; every point drawn is a valid run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from algospace.config import parse_config, read_yaml
+from algospace.errors import ConfigError
+from tests.command_line import Runner, runner
+from training.config import RunConfig
+from training.tune import _points, sweep_hash
+from training.tune_config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+RATE = "core.mappo.learning_rate.start"
+LOG = {"kind": "loguniform", "low": 0.001, "high": 0.01}
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    return parse_config(RunConfig, read_yaml(QUICKSTART))
+
+
+def sweep(space: dict[str, Any] | None = None, **changes: Any) -> TuneConfig:
+    values = {"name": "s", "base": str(QUICKSTART), "space": {RATE: LOG} if space is None else space, **changes}
+    return parse_config(TuneConfig, values)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_packaged_sweeps_are_valid(path: Path) -> None:
+    tune, run = load_tune(path)
+    assert run.name == f"{tune.name}-best"
+    assert len(_points(tune, run)) == tune.trials
+
+
+@pytest.mark.parametrize(("key", "said"), [
+    ("core.mappo.learning_rat.start", "nearest known key is 'core.mappo.learning_rate.start'"),
+    ("core.mappo.lambda", "unknown key 'core.mappo.lambda'"),
+    ("rde.epochs", r"write phases: \[rde, mrms, core\]"),
+    ("mrms.mappo.gamma", r"write phases: \[mrms, core\]"),
+    ("features.source", r"write phases: \[rde, mrms, core\]"),
+    ("seed", r"write phases: \[rde, mrms, core\]"),
+    ("gate.kappa", "does not change what the validation score measures"),
+    ("name", "does not change what the validation score measures"),
+    ("market.synthetic.validation_seed", "decides what trials are scored on"),
+    ("market.synthetic.test_seeds", "decides what trials are scored on"),
+    ("market", "decides what trials are scored on"),
+])
+def test_a_key_that_cannot_be_searched_is_named(base: RunConfig, key: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        check_space(sweep({RATE: LOG, key: {"kind": "choice", "values": [1]}}), base)
+    assert f"'{key}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_later_phase_may_be_searched_with_those_behind_it(base: RunConfig) -> None:
+    check_space(sweep({"rde.epochs": {"kind": "randint", "low": 1, "high": 3}}, phases=["rde", "mrms", "core"]),
+                base)
+
+
+def test_every_section_and_value_is_a_key() -> None:
+    keys = set(dotted_keys(RunConfig))
+    assert {"core", "core.mappo.gae_lambda", "core.mappo.gae_lambda.end", "market.synthetic.train_bars"} <= keys
+    assert {key.rpartition(".")[0] for key in keys if "." in key} <= keys
+    assert all(any(key == name or key.startswith(f"{name}.") for key in keys) for name in MUTABLE)
+
+
+@pytest.mark.parametrize(("parameter", "said"), [
+    ({"kind": "choice", "values": [4, 7]}, "core.mappo.minibatches=7"),
+    ({"kind": "randint", "low": 0, "high": 8}, "core.mappo.minibatches=0"),
+])
+def test_a_bound_that_makes_no_valid_run_is_named(base: RunConfig, parameter: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_space(sweep({"core.mappo.minibatches": parameter}), base)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"space": {RATE: {"kind": "uniform", "low": 1.0, "high": 0.1}}}, "must be below high"),
+    ({"space": {RATE: {"kind": "loguniform", "low": 0.0, "high": 0.1}}}, "must be positive"),
+    ({"space": {RATE: {"kind": "normal"}}}, "normal"),
+    ({"space": {}}, "space"),
+    ({"rung": 3}, "unknown key 'rung'"),
+    ({"phases": ["rde", "core"]}, r"one of \[core\]"),
+    ({"metric": "test_score"}, "metric"),
+    ({"asha": {"grace": 5}, "rungs": 4}, "asha.grace"),
+    ({"scheduler": "pbt", "search": "optuna"}, "search: random"),
+    ({"scheduler": "pbt", "space": {"core.net.hidden": {"kind": "choice", "values": [8]}}},
+     "'core.net.hidden' cannot change while a team trains"),
+    ({"scheduler": "pbt", "space": {"core.mappo.gamma": {"kind": "choice", "values": [0.9]}}},
+     "'core.mappo.gamma' cannot change while a team trains"),
+    ({"scheduler": "pbt", "trials": 1}, "at least 2 trials"),
+])
+def test_a_sweep_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        sweep(**changes)
+
+
+def test_a_key_within_another_is_refused(base: RunConfig) -> None:
+    both = {"core.mappo.learning_rate": {"kind": "choice", "values": [0.001]}, RATE: LOG}
+    with pytest.raises(ConfigError, match="lies within"):
+        check_space(sweep(both), base)
+
+
+def test_points_are_drawn_from_the_seed_differ_and_keep_their_kinds(base: RunConfig) -> None:
+    space = {
+        RATE: LOG, "core.mappo.epochs": {"kind": "randint", "low": 1, "high": 3},
+        "core.net.hidden": {"kind": "quantised", "low": 16, "high": 64, "step": 16},
+        "core.mappo.clip_param": {"kind": "quantised", "low": 0.1, "high": 0.3, "step": 0.05},
+        "core.mappo.gae_lambda": {"kind": "uniform", "low": 0.1, "high": 0.9},
+        "core.mappo.entropy": {"kind": "choice", "values": [0.01, {"start": 0.02, "end": 0.0}]}}
+    points = _points(sweep(space, trials=40, seed=5), base)
+    assert points == _points(sweep(space, trials=40, seed=5), base)
+    assert points != _points(sweep(space, trials=40, seed=6), base)
+    assert len({yaml.safe_dump(point) for point in points}) == 40
+    assert {point["core.mappo.epochs"] for point in points} == {1, 2, 3}
+    assert {point["core.net.hidden"] for point in points} == {16, 32, 48, 64}
+    for point in points:
+        run = changed(base, point)
+        assert run.core.mappo.gae_lambda.start == run.core.mappo.gae_lambda.end == point["core.mappo.gae_lambda"]
+        assert 0.001 <= run.core.mappo.learning_rate.start <= 0.01
+        assert (point["core.mappo.clip_param"] / 0.05) % 1.0 == pytest.approx(0.0, abs=1e-6) or (
+            point["core.mappo.clip_param"] / 0.05) % 1.0 == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_space_smaller_than_its_trials_is_refused(base: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="only 2 different configurations"):
+        _points(sweep({"core.mappo.epochs": {"kind": "choice", "values": [1, 2]}}, trials=3), base)
+
+
+def test_a_sweep_is_another_where_its_trials_or_their_score_are(base: RunConfig) -> None:
+    same = sweep_hash(sweep(max_concurrent=1), base)
+    assert sweep_hash(sweep(max_concurrent=2, cpus_per_trial=0.5), base) == same
+    assert sweep_hash(sweep(seed=1), base) != same
+    assert sweep_hash(sweep(), changed(base, {"core.mappo.gamma": 0.98})) != same
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    from training import commands
+
+    monkeypatch.setattr("algospace.commands.register", commands.register)
+    return runner(monkeypatch, capsys)
+
+
+def test_an_unknown_key_is_one_line_and_exit_code_2(command: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"name": "s", "base": str(QUICKSTART),
+                                    "space": {"core.mappo.entropi.start": LOG}}))
+    code, out, err = command("tune", "--config", path, "--run-dir", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert err.strip() == ("error: search space: unknown key 'core.mappo.entropi.start'; the nearest known key is "
+                           "'core.mappo.entropy.start'")
+    assert not (tmp_path / "run").exists()
