@@ -154,7 +154,7 @@ def test_two_real_windows_are_trained_tested_and_reported(market: Any, tmp_path:
         *market, walk_forward={"windows": 2}, tracking={"enabled": True}, backtest={"supervised": True},
         rde={"size": "tiny", "epochs": 1, "windows_per_epoch": 256},
         mrms={"mappo": {**tiny, "env_steps": 2048}},
-        core={"env": {"episode_bars": 128}, "mappo": {**tiny, "env_steps": 8192}})
+        core={"net": {"pass_bias": 0.0}, "env": {"episode_bars": 128}, "mappo": {**tiny, "env_steps": 8192}})
     document = runner.walk_forward(run, tmp_path, Console(file=io.StringIO()))
     assert document["joined"]["ungated"]["trades"] > 0
     assert document["joined"]["buy_and_hold"]["exposure"] > 0.9

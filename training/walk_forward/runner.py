@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,22 @@ def walk_forward(run: WalkForwardRun, out: Path, console: Console | None = None)
         for window, dataset in zip(windows, datasets, strict=True):
             results.append(_finished(run, window, dataset, out / window.name, tracker, console))
         document = walk_forward_document(run, results, trials, git_commit())
+        known = out / "walk_forward.json"
+        changed = not known.is_file() or json.loads(known.read_text()) != document
         pages = write_documents(out, document)
-        for path in pages:
-            tracker.artifact(path)
+        if changed:
+            _track(tracker, document, pages)
     console.print(f"report: {pages[-1]}")
     return document
+
+
+def _track(tracker: Tracker, document: Mapping[str, Any], pages: Sequence[Path]) -> None:
+    """The joined figures as a child run of their own, the documents as the parent's artifacts."""
+    with tracker.child("joined", {}, {"trials": str(document["trials"])}) as child:
+        child.metrics(0, {f"{name}/{key}": float(value) for name, figures in document["joined"].items()
+                          for key, value in figures.items() if isinstance(value, int | float)})
+    for path in pages:
+        tracker.artifact(path)
 
 
 def _known_parent(out: Path, config_hash: str) -> str | None:
