@@ -111,7 +111,7 @@ def _half_step(policies: TeamPolicies, teams: list[TeamEnv], seen: list[dict[str
         seen[e] = teams[e].step(actions[e])[0]
 
 
-def main(steps: int = 60_000, seed: int = 0, train_bars: int = 100_000, test_bars: int = 20_000,
+def main(steps: int = 60_000, seed: int = 0, train_bars: int = 200_000, test_bars: int = 20_000,
          test_seed: int = 9001, scenario: str = "easy", batch: int = 8192) -> dict[str, Any]:
     """Train, play an unseen market, print the scores; returns them."""
     torch.set_num_threads(1)

@@ -56,7 +56,7 @@ def positions_of(model: PPO, market: ExampleMarket, risk_unit: float,
     return positions, segments
 
 
-def main(steps: int = 60_000, seed: int = 0, train_bars: int = 100_000, test_bars: int = 20_000,
+def main(steps: int = 60_000, seed: int = 0, train_bars: int = 200_000, test_bars: int = 20_000,
          test_seed: int = 9001, scenario: str = "easy", rollout: int = 512) -> dict[str, Any]:
     """Train, play an unseen market, print the scores; returns them."""
     torch.set_num_threads(1)

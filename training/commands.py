@@ -54,9 +54,9 @@ def train(
     folder = run_dir or RUNS / resolved.name
     names = tuple(name.strip() for name in phases.split(",") if name.strip())
     if resolved.markets:
-        summary = train_jointly(resolved, folder, names, console)
+        figures = train_jointly(resolved, folder, names, console)
         if as_json:
-            typer.echo(json.dumps(summary, indent=2))
+            typer.echo(json.dumps(figures, indent=2))
         return
     if "RAY_JOB_ID" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         console.print(f"this job writes to {folder.resolve()} on its node; choose with --run-dir")

@@ -133,6 +133,8 @@ class RunConfig(FrozenConfig):
     name: str
     seed: int = Field(0, ge=0, lt=2**63)
     market: MarketConfig
+    markets: tuple[MarketConfig, ...] = ()
+    """Further markets: one core learns on all of them, told which one it trades (training.joint)."""
     embargo_bars: int = Field(2016, ge=0)
     """Base bars left out at the start of validation and test: at least the longest lookback."""
     features: FeatureConfig = FeatureConfig()
@@ -145,3 +147,11 @@ class RunConfig(FrozenConfig):
     tracking: TrackingConfig = TrackingConfig()
     tuning: TuningConfig | None = None
     torch_threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _markets_get_equal_shares(self) -> Self:
+        count, shards = 1 + len(self.markets), self.core.mappo.num_shards
+        if shards % count:
+            raise ValueError(f"core.mappo.num_shards ({shards}) must be a multiple of the number of markets "
+                             f"({count}): every market gets the same share of the decisions")
+        return self

@@ -74,6 +74,8 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     unknown = [name for name in phases if name not in PHASES]
     if unknown:
         raise ConfigError(f"unknown phase '{unknown[0]}'; known: {', '.join(PHASES)}")
+    if config.markets:
+        raise ConfigError("this trains one market; `algospace train` trains on several (`markets`) together")
     torch.set_num_threads(config.torch_threads)
     started = time.perf_counter()
     dataset = dataset or prepare_dataset(config, run_dir, console.print)
