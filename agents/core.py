@@ -7,13 +7,14 @@ Each agent's logits depend on its own observation only; the critic sees the glob
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from agents.embedders import Embedder, EmbedderKind, make_embedder
+from agents.fused import dense_tanh, masked_heads, trunk_in
 from algospace.config import FrozenConfig
 
 VOTERS = ("strategic", "tactical", "arbitrage")
@@ -135,7 +136,35 @@ class CoreNet(nn.Module):
 
     def value(self, embedded: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Normalised value of the global state: (..., 3, D), (..., K) -> (...)."""
-        return self.critic(torch.cat((embedded.flatten(-2), context), -1)).squeeze(-1)
+        return self.central_value(torch.cat((embedded.flatten(-2), context), -1))
+
+    def central_value(self, state: torch.Tensor) -> torch.Tensor:
+        """Normalised value (...) of the joined global state (..., 3 D + K)."""
+        hidden, layers = state, (self.critic[0], self.critic[2])
+        layer: Any
+        for layer in layers:
+            hidden = dense_tanh(hidden, layer.weight, layer.bias)
+        return self.critic[4](hidden).squeeze(-1)
+
+    def team_logits(self, own: torch.Tensor, context: torch.Tensor, decision: torch.Tensor, allowed: torch.Tensor,
+                    bank: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """All agents' logits (N, 4, 3) at once: what the methods above compute, laid out for speed.
+
+        own (3, N, D) voters' embeddings, context (N, K), decision (N, 12) one-hot votes and proposal, allowed
+        (N, 3), bank (R, H) dropout masks and their rows (N, 4).
+        """
+        dim = self.config.embed_dim
+        own_weight, middle = self.trunk_in.weight[:, :dim], self.trunk_in.weight[:, dim: dim + context.shape[-1]]
+        shared = torch.mm(context, middle.t())
+        agent = self._agent_input() + self.trunk_in.bias
+        acting = dense_tanh(decision, self.execution.weight, self.execution.bias).unsqueeze(0)
+        parts = []
+        for inputs, who in ((own, slice(0, 3)), (acting, slice(3, 4))):
+            hidden = trunk_in(inputs, own_weight, shared, agent[who])
+            parts.append(masked_heads(hidden, self.trunk_out.weight, self.trunk_out.bias, bank, rows[:, who],
+                                      self.head[who], self.head_bias[who]))
+        parts[1] = parts[1].masked_fill(~allowed.unsqueeze(1), _MASKED_LOGIT)
+        return torch.cat(parts, 1)
 
 
 def heads(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

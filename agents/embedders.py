@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from agents.fused import dense_tanh, residual_tanh
+
 EmbedderKind = Literal["tcn", "lstm", "transformer"]
 
 
@@ -67,9 +69,8 @@ class TCNEmbedder(Embedder):
     def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
         h = self.inlet(x).transpose(1, 2)  # (B, C, context + T)
         for layer in self.layers:
-            y = torch.tanh(layer(h))
-            h = h[:, :, h.shape[2] - y.shape[2]:] + y
-        return torch.tanh(self.outlet(h.transpose(1, 2)))
+            h = residual_tanh(h, layer(h))
+        return dense_tanh(h.transpose(1, 2), self.outlet.weight, self.outlet.bias)
 
 
 def _dilations(window: int, kernel: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -131,6 +131,21 @@ def empty_batch(num_envs: int, market: Market, rules: Rules) -> Batch:
         pending=np.zeros(num_envs, np.bool_), waiting=np.zeros((num_envs, 3)))
 
 
+class Game(NamedTuple):
+    """An environment as compiled loops take it: the arguments of both half-steps."""
+
+    batch: Batch
+    market: Market
+    rules: Rules
+    limits: Any
+    venue: Any
+    side_cost: float
+    fills: AnyArray
+    proposals: Float32Array
+    proposal: Float32Array
+    limit_codes: AnyArray
+
+
 class VectorCoreEnv:
     """E core environments in step, each a random episode of rows [start, stop) of one market table.
 
@@ -246,6 +261,11 @@ class VectorCoreEnv:
         not asked for, is a reject. Fills `rewards` (E,) and `discounts` (E,): 0 on termination, else 1."""
         execute_kernel(self._batch, self._market, self._rules, self._limits, self._venue, self._side_cost,
                        self._fills, actions, rewards, discounts)
+
+    def game(self) -> Game:
+        """For a compiled loop that plays whole segments; its arrays are this environment's own."""
+        return Game(self._batch, self._market, self._rules, self._limits, self._venue, self._side_cost,
+                    self._fills, self._proposals, self.proposal, self.limit_codes)
 
     def get_state(self) -> dict[str, AnyArray]:
         """Copies of everything that changes."""

@@ -65,6 +65,28 @@ def assert_on_policy(module: TeamModule, batch: dict[str, AnyArray]) -> None:
     torch.testing.assert_close(again[data["alive"]], stored[data["alive"]], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mechanics", ["unit", "full"])
+def test_the_compiled_segment_is_the_stepwise_one(training_market: MarketOnDisk, mechanics: str,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = training_market.core_spec(env={"mechanics": mechanics}) | SAMPLING
+    module = lively(build_team_module(spec))
+    assert isinstance(module, CoreTeamModule)
+    batches = []
+    for play in (CoreSampler.play_compiled, CoreSampler.play_stepwise):
+        monkeypatch.setattr(CoreSampler, "play_compiled", play)
+        sampler = CoreSampler(module, spec, 0)
+        batches.append([sampler.sample(STEPS, tick, 0.5) for tick in range(3)])
+    for compiled, stepwise in zip(*batches, strict=True):
+        assert compiled.keys() == stepwise.keys()
+        for name in ("rows", "actions", "valid", "alive", "allowed", "mask_rows", "mirrored"):
+            np.testing.assert_array_equal(compiled[name], stepwise[name], err_msg=name)
+        for name in ("account", "proposal", "rewards", "discounts", "values_all"):
+            np.testing.assert_allclose(compiled[name], stepwise[name], atol=1e-5, err_msg=name)
+        valid = compiled["valid"]
+        np.testing.assert_allclose(compiled["log_p"][valid], stepwise["log_p"][valid], atol=1e-5)
+    assert len(np.unique(compiled["actions"][..., 3])) == 3
+
+
 @pytest.mark.parametrize("embedder", ["tcn", "lstm"])
 @pytest.mark.parametrize("mechanics", ["unit", "full"])
 def test_core_rollouts_on_bars_are_on_policy(training_market: MarketOnDisk, mechanics: str, embedder: str) -> None:

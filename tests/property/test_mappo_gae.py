@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.mappo.gae import gae
-from training.mappo.loss import huber, mappo_loss, standardise
+from training.mappo.loss import huber, mappo_loss, mappo_loss_plain, standardise
 
 
 def literal_gae(r: Any, v: Any, discount: Any, alive: Any, gamma: float, lam: float) -> Any:
@@ -73,6 +73,23 @@ def random_batch(seed: int) -> dict[str, torch.Tensor]:
         "valid": torch.rand(*lead, agents, generator=generator) < 0.6, "advantages": normal(*lead),
         "value_targets": 3.0 * normal(*lead), "values": normal(*lead), "values_old": normal(*lead),
         "decided": torch.rand(*lead, generator=generator) < 0.8}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([None, 0.1, 0.3]), st.sampled_from([None, 0.3, 2.0]))
+def test_the_compiled_loss_and_its_gradients_equal_the_plain_one(seed: int, value_clip: float | None,
+                                                                delta: float | None) -> None:
+    batch = random_batch(seed)
+    counts = torch.stack((batch["valid"].sum(), batch["decided"].sum())).float().clamp(min=1.0)
+    found = []
+    for loss in (mappo_loss, mappo_loss_plain):
+        logits, values = batch["logits"].clone().requires_grad_(), batch["values"].clone().requires_grad_()
+        parts = loss(**{**batch, "logits": logits, "values": values}, clip_param=0.2, value_clip=value_clip,
+                     huber_delta=delta, entropy_coeff=0.02, value_coeff=0.5, counts=counts)
+        (3.0 * parts.total).backward()
+        found.append((*(part.detach() for part in parts), logits.grad, values.grad))
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=2e-6, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from algospace.seeding import stream_key, uniforms
 from algospace.types import AnyArray
 from envs.config import CoreEnvConfig
 from envs.vector_core import VectorCoreEnv
+from training.mappo.core_rollout import Segments, Weights, decision_draws, rollout
 from training.mappo.module import TeamModule
 from training.mappo.tables import TrainingTable, cached_tensors
 
 _VOTERS = 3
-View = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 class CoreTeamModule(TeamModule):
@@ -73,15 +72,16 @@ class CoreTeamModule(TeamModule):
 
     def evaluate(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         rows, mirrored = batch["rows"].long(), batch["mirrored"]
-        embedded = self.embed(rows, mirrored)
-        context = torch.cat((self.market_context(rows, mirrored), batch["account"]), -1)
-        masks = self.bank.masks[batch["mask_rows"].long()]
+        size = rows.numel()
+        embedded = self.embed(rows, mirrored).reshape(size, _VOTERS, -1)
+        context = torch.cat((self.market_context(rows, mirrored), batch["account"]), -1).reshape(size, -1)
         votes = torch.nn.functional.one_hot(batch["actions"][..., :_VOTERS].long(), 3).float()
-        shared = self.net.shared_input(context)
-        vote_logits = self.net.voter_logits(self.net.voter_trunk(embedded, shared), masks[:, :, :_VOTERS])
-        execution_logits = self.net.execution_logits(
-            self.net.execution_trunk(votes, batch["proposal"], shared), masks[:, :, _VOTERS:], batch["allowed"])
-        return torch.cat((vote_logits, execution_logits), 2), self.net.value(embedded, context)
+        decision = torch.cat((votes.flatten(-2), batch["proposal"]), -1).reshape(size, -1)
+        logits = self.net.team_logits(
+            embedded.transpose(0, 1), context, decision, batch["allowed"].reshape(size, -1), self.bank.masks,
+            batch["mask_rows"].long().reshape(size, -1))
+        values = self.net.central_value(torch.cat((embedded.flatten(1), context), -1))
+        return logits.view(*rows.shape, -1, 3), values.view(rows.shape)
 
 
 def gather_windows(tensors: Any, shapes: Any, rows: torch.Tensor,
@@ -112,68 +112,99 @@ class CoreSampler:
 
     @torch.no_grad()
     def sample(self, steps: int, tick: int, cost_scale: float) -> dict[str, AnyArray]:
-        """One segment of `steps` decisions per environment; `tick` numbers segments over the whole run."""
+        """One segment of `steps` decisions per environment; `tick` numbers segments over the whole run.
+
+        Where decisions are made on every bar, the rows are known beforehand and one compiled loop decides.
+        """
         env, module = self.env, self.module
         env.cost_scale = cost_scale
         env.begin_segment()
         mirrored = torch.from_numpy(np.asarray(env.signs) < 0.0)
-        base = stream_key("segment", self.spec["seed"], tick, self.shard)
-        noise = gumbel(base, env.num_envs, steps)
-        bank_rows = np.ascontiguousarray(mask_rows(segment_seeds(base, env.num_envs), steps, len(AGENTS))
-                                         .swapaxes(0, 1))
-        masks = module.bank.masks[torch.from_numpy(bank_rows)]
+        seed = stream_key("segment", self.spec["seed"], tick, self.shard)
+        rows_of_masks = mask_rows(segment_seeds(seed, env.num_envs), steps, len(AGENTS))
         out = empty_segments(env.num_envs, steps)
-        out["mask_rows"] = bank_rows.astype(np.int16)
-        views = self._segment_views(steps, mirrored)
-        embeddings, contexts = [], []
-        for t in range(steps + 1):
-            env.observe(out["account_all"][t])
-            out["rows_all"][t] = env.rows
-            embedded, market = views(t)
-            context = torch.cat((market, torch.from_numpy(out["account_all"][t])), -1)
-            embeddings.append(embedded)
-            contexts.append(context)
-            if t < steps:
-                self._step(embedded, context, masks[t], noise[t], {k: v[t] for k, v in out.items()})
-        values = module.net.value(torch.stack(embeddings), torch.stack(contexts))
-        out["values_all"] = module.value_norm.denormalise(values).numpy()
-        return finish_segments(out) | {"mirrored": mirrored.numpy()}
+        play = self.play_compiled if module.contiguous else self.play_stepwise
+        embedded, market = play(out, rows_of_masks, seed, mirrored)
+        context = torch.cat((market, torch.from_numpy(out.account)), -1)
+        values = module.value_norm.denormalise(module.net.value(embedded, context)).numpy()
+        return finish_segments(out, values) | {"mask_rows": rows_of_masks.astype(np.int16),
+                                               "mirrored": mirrored.numpy()}
 
-    def _segment_views(self, steps: int, mirrored: torch.Tensor) -> View:
-        """t -> (embeddings (E, 3, D), market context (E, 11)) of step t's rows."""
+    def play_compiled(self, out: Segments, rows_of_masks: AnyArray, seed: int,
+                      mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fill `out`; returns embeddings (T + 1, E, 3, D) and market context (T + 1, E, 11)."""
         env, module = self.env, self.module
-        if not module.contiguous:
-            def scattered(t: int) -> tuple[torch.Tensor, torch.Tensor]:
-                row = torch.from_numpy(env.rows.astype(np.int64))[:, None]
-                return module.embed(row, mirrored)[:, 0], module.market_context(row, mirrored)[:, 0]
-            return scattered
+        net, steps = module.net, out.actions.shape[0]
         last = len(module.table.market) - 1
         rows = torch.from_numpy(np.minimum(env.rows[:, None] + np.arange(steps + 1, dtype=np.int64), last))
         embedded = module.embed(rows, mirrored).transpose(0, 1).contiguous()
         market = module.market_context(rows, mirrored).transpose(0, 1).contiguous()
-        return lambda t: (embedded[t], market[t])
+        dim, known = net.config.embed_dim, market.shape[-1]
+        first = net.trunk_in.weight
+        voters = embedded[:steps].permute(2, 0, 1, 3) @ first[:, :dim].t()
+        shared = market[:steps] @ first[:, dim: dim + known].t()
+        rollout(env.game(), loop_weights(net, module.bank.masks, known), voters.numpy(), shared.numpy(),
+                rows_of_masks, np.uint64(seed), out)
+        return embedded, market
 
-    def _step(self, embedded: torch.Tensor, context: torch.Tensor, masks: torch.Tensor, noise: torch.Tensor,
-              out: dict[str, AnyArray]) -> None:
+    def play_stepwise(self, out: Segments, rows_of_masks: AnyArray, seed: int,
+                      mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same decision by decision in torch, for rows that depend on what was decided."""
+        env, module = self.env, self.module
+        steps = out.actions.shape[0]
+        draws = torch.from_numpy(decision_draws(np.uint64(seed), env.num_envs, steps))
+        masks = module.bank.masks[torch.from_numpy(rows_of_masks)]
+        embeddings, markets = [], []
+        for t in range(steps + 1):
+            env.observe(out.account[t])
+            out.rows[t] = env.rows
+            row = torch.from_numpy(env.rows.astype(np.int64))[:, None]
+            embeddings.append(module.embed(row, mirrored)[:, 0])
+            markets.append(module.market_context(row, mirrored)[:, 0])
+            if t < steps:
+                context = torch.cat((markets[t], torch.from_numpy(out.account[t])), -1)
+                self._step(embeddings[t], context, masks[:, t], draws[t], Segments(*(array[t] for array in out)))
+        return torch.stack(embeddings), torch.stack(markets)
+
+    def _step(self, embedded: torch.Tensor, context: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor,
+              out: Segments) -> None:
         """Both half-steps of one decision; `out` holds the arrays' rows of this step."""
         env, net = self.env, self.module.net
-        out["alive"][:] = env.alive
+        out.alive[:] = env.alive
         voting = env.voting & env.alive
         shared = net.shared_input(context)
         logits = net.voter_logits(net.voter_trunk(embedded, shared), masks[:, :_VOTERS])
-        votes = torch.where(torch.from_numpy(voting)[:, None], (logits + noise[:, :_VOTERS]).argmax(-1), 1)
-        ballots = votes.numpy().astype(np.int8)
-        out["valid"][:, :_VOTERS] = voting[:, None]
-        env.vote(ballots)
-        out["proposal"][:], out["allowed"][:] = env.proposal, env.action_mask
-        out["valid"][:, _VOTERS] = env.asked
+        votes, out.log_p[:, :_VOTERS] = drawn(logits, draws[:, :_VOTERS])
+        votes = torch.where(torch.from_numpy(voting)[:, None], votes, 1)
+        out.actions[:, :_VOTERS] = votes.numpy()
+        out.valid[:, :_VOTERS] = voting[:, None]
+        env.vote(out.actions[:, :_VOTERS].copy())
+        out.proposal[:], out.allowed[:] = env.proposal, env.action_mask
+        out.valid[:, _VOTERS] = env.asked
         one_hot = torch.nn.functional.one_hot(votes, 3).float()
         hidden = net.execution_trunk(one_hot, torch.from_numpy(env.proposal), shared)
         execution = net.execution_logits(hidden, masks[:, _VOTERS:], torch.from_numpy(env.action_mask))
-        action = (execution + noise[:, _VOTERS:]).argmax(-1)[:, 0].numpy().astype(np.int8)
-        out["actions"][:, :_VOTERS], out["actions"][:, _VOTERS] = ballots, action
-        out["logits"][:, :_VOTERS], out["logits"][:, _VOTERS:] = logits.numpy(), execution.numpy()
-        env.execute(action, out["rewards"], out["discounts"])
+        action, out.log_p[:, _VOTERS:] = drawn(execution, draws[:, _VOTERS:])
+        out.actions[:, _VOTERS:] = action.numpy()
+        env.execute(out.actions[:, _VOTERS].copy(), out.rewards, out.discounts)
+
+
+def drawn(logits: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, AnyArray]:
+    """Categorical draws (...) by u (...) in [0, 1) from logits (..., n), and their log-probabilities."""
+    log_p = torch.log_softmax(logits, -1)
+    passed = log_p.exp().cumsum(-1)[..., :-1] <= u.unsqueeze(-1)
+    actions = passed.sum(-1)
+    return actions, log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1).numpy()
+
+
+def loop_weights(net: CoreNet, bank: torch.Tensor, market: int) -> Weights:
+    """The network as the compiled loop reads it; `market`: columns of the context that the market gives."""
+    dim, first = net.config.embed_dim, net.trunk_in.weight.detach()
+    parts = (first[:, dim + market: -len(AGENTS)].t(), first[:, :dim].t(),
+             first[:, -len(AGENTS):].t() + net.trunk_in.bias.detach(), net.execution.weight.detach().t(),
+             net.execution.bias.detach(), net.trunk_out.weight.detach().t(), net.trunk_out.bias.detach(),
+             net.head.detach().transpose(1, 2), net.head_bias.detach(), bank)
+    return Weights(*(part.contiguous().numpy() for part in parts))
 
 
 def gumbel(seed: int, size: int, steps: int, agents: int = len(AGENTS), actions: int = 3) -> torch.Tensor:
@@ -189,28 +220,19 @@ def segment_seeds(seed: int, size: int) -> AnyArray:
     return np.uint64(seed) + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
-def empty_segments(size: int, steps: int) -> dict[str, AnyArray]:
-    """Arrays of one shard's segments, time first; the `_all` ones hold the row after the last decision too."""
+def empty_segments(size: int, steps: int) -> Segments:
+    """One shard's segments, time first; the first two hold the row after the last decision too."""
     agents = len(AGENTS)
-    return {
-        "rows_all": np.zeros((steps + 1, size), np.int32),
-        "account_all": np.zeros((steps + 1, size, NUM_ACCOUNT), np.float32),
-        "actions": np.zeros((steps, size, agents), np.int8),
-        "logits": np.zeros((steps, size, agents, 3), np.float32),
-        "valid": np.zeros((steps, size, agents), np.bool_),
-        "alive": np.zeros((steps, size), np.bool_),
-        "proposal": np.zeros((steps, size, NUM_PROPOSAL), np.float32),
-        "allowed": np.zeros((steps, size, 3), np.bool_),
-        "rewards": np.zeros((steps, size), np.float32),
-        "discounts": np.ones((steps, size), np.float32),
-    }
+    return Segments(
+        rows=np.zeros((steps + 1, size), np.int32), account=np.zeros((steps + 1, size, NUM_ACCOUNT), np.float32),
+        actions=np.zeros((steps, size, agents), np.int8), log_p=np.zeros((steps, size, agents), np.float32),
+        valid=np.zeros((steps, size, agents), np.bool_), alive=np.zeros((steps, size), np.bool_),
+        proposal=np.zeros((steps, size, NUM_PROPOSAL), np.float32), allowed=np.zeros((steps, size, 3), np.bool_),
+        rewards=np.zeros((steps, size), np.float32), discounts=np.ones((steps, size), np.float32))
 
 
-def finish_segments(out: dict[str, AnyArray]) -> dict[str, AnyArray]:
-    """Log-probabilities of the actions taken; segments first, as they travel to the learner."""
-    logits = torch.from_numpy(out.pop("logits"))
-    chosen = torch.from_numpy(out["actions"].astype(np.int64)).unsqueeze(-1)
-    out["log_p"] = torch.log_softmax(logits, -1).gather(-1, chosen).squeeze(-1).numpy()
-    for name in ("rows", "account"):
-        out[name] = out.pop(f"{name}_all")[:-1]
-    return {name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in out.items()}
+def finish_segments(out: Segments, values: AnyArray) -> dict[str, AnyArray]:
+    """Segments first, as they travel to the learner; `values_all` (T + 1, E) has the bootstrap value."""
+    steps = out.actions.shape[0]
+    columns = {name: array[:steps] for name, array in out._asdict().items()} | {"values_all": values}
+    return {name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in columns.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
+
+from agents.fused import usable
+from training.mappo.fused_loss import FusedLoss
 
 
 class LossParts(NamedTuple):
@@ -43,8 +47,28 @@ def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Ten
     Ratios are clipped per agent, terms averaged over the agents' valid decisions, values over `decided` rows.
     `counts` (2,) replaces both numbers, where several learners share a minibatch and average their gradients.
     """
+    if counts is None:
+        counts = torch.stack((valid.sum(), decided.sum())).to(values.dtype)
+    counts = counts.clamp(min=1.0)
+    if usable(logits, values):
+        total, parts = FusedLoss.apply(
+            logits, values, actions, log_p_old, valid, advantages, value_targets, values_old, decided, clip_param,
+            math.inf if value_clip is None else value_clip, math.inf if huber_delta is None else huber_delta,
+            entropy_coeff, value_coeff, *counts.tolist())
+        return LossParts(total, *parts)
+    return mappo_loss_plain(
+        logits, values, actions, log_p_old, valid, advantages, value_targets, values_old, decided, clip_param,
+        value_clip, huber_delta, entropy_coeff, value_coeff, counts)
+
+
+def mappo_loss_plain(logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,
+                     valid: torch.Tensor, advantages: torch.Tensor, value_targets: torch.Tensor,
+                     values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float | None,
+                     huber_delta: float | None, entropy_coeff: float, value_coeff: float,
+                     counts: torch.Tensor) -> LossParts:
+    """`mappo_loss` in torch: on GPUs, and the statement that the compiled one is held to."""
     weight, rows = valid.to(logits.dtype), decided.to(values.dtype)
-    count, row_count = (torch.stack((weight.sum(), rows.sum())) if counts is None else counts).clamp(min=1.0)
+    count, row_count = counts
     log_p, entropy = policy_terms(logits, actions)
     log_ratio = torch.where(valid, log_p - log_p_old, 0.0)
     ratio = log_ratio.exp()
