@@ -208,7 +208,7 @@ def _fit(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> None:
             name=experiment.name, storage_path=str(storage), verbose=0,
             callbacks=[LedgerCallback(str(plan.folder))],
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=int(pbt),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=int(pbt), checkpoint_at_end=pbt,
                                                     num_to_keep=4 if pbt else None)))
     tuner.fit()
 

@@ -242,7 +242,9 @@ class TeamTrial(tune.Trainable):
         return self._run
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For PBT, which hands teams from member to member."""
+        """For PBT, which hands teams from member to member; other trials have their own folders."""
+        if self._memory:
+            raise InternalError("only members of a population are saved by Ray Tune")
         self._open().save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
