@@ -33,11 +33,12 @@ from algospace.config import parse_config
 from algospace.errors import ConfigError
 from algospace.instruments import instrument
 from algospace.seeding import stream_key
-from algospace.types import Float32Array
+from algospace.types import AnyArray, Float32Array
 from envs.vector_core import VectorCoreEnv, risk_unit_of
 from training.config import RunConfig
 from training.dataset import Split
 from training.experts import expert_columns
+from training.mappo.core_rollout import Segments, decision_draws
 from training.mappo.core_team import CoreSampler, CoreTeamModule
 from training.mappo.module import build_team_module
 from training.mappo.tables import experts_hash, save_experts
@@ -259,12 +260,33 @@ def deciding_voters(count: int) -> Iterator[None]:
 
     def unheard(sampler: CoreSampler, *args: Any) -> None:
         step(sampler, *args)
-        args[-1]["valid"][:, silent] = False
+        args[-1].valid[:, silent] = False
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(VectorCoreEnv, "vote", fewer))
         stack.enter_context(patch.object(CoreSampler, "_step", unheard))
+        stack.enter_context(patch.object(CoreSampler, "play_compiled", _play_in_steps))
         yield
+
+
+def _play_in_steps(sampler: CoreSampler, out: Segments, rows_of_masks: AnyArray, seed: int,
+                   mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`CoreSampler.play_compiled` with its decisions made one by one in Python, where votes can be replaced."""
+    env, module = sampler.env, sampler.module
+    steps = out.actions.shape[0]
+    last = len(module.table.market) - 1
+    rows = torch.from_numpy(np.minimum(env.rows[:, None] + np.arange(steps + 1, dtype=np.int64), last))
+    embedded = module.embed(rows, mirrored).transpose(0, 1).contiguous()
+    market = module.market_context(rows, mirrored).transpose(0, 1).contiguous()
+    draws = torch.from_numpy(decision_draws(np.uint64(seed), env.num_envs, steps))
+    masks = module.bank.masks[torch.from_numpy(rows_of_masks)]
+    for t in range(steps + 1):
+        env.observe(out.account[t])
+        out.rows[t] = env.rows
+        if t < steps:
+            context = torch.cat((market[t], torch.from_numpy(out.account[t])), -1)
+            sampler._step(embedded[t], context, masks[:, t], draws[t], Segments(*(array[t] for array in out)))
+    return embedded, market
 
 
 def _print(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], markets: tuple[int, ...]) -> None:
