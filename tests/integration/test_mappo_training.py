@@ -11,6 +11,7 @@ import torch
 from algospace.errors import BundleError, SchemaError
 from tests.training_market import MarketOnDisk, small_settings
 from training.mappo.algorithm import MAPPO, MAPPOConfig
+from training.mappo.finite import NonFiniteError
 from training.mappo.sampling import ShardSampling
 from training.mappo.settings import MAPPOSettings
 from training.team_training import load_team, train_team
@@ -194,7 +195,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_and_spares_the_checkpoint
     def log(step: int, figures: Any) -> None:
         contents.append(_files(tmp_path / "checkpoint"))
 
-    with pytest.raises(FloatingPointError, match="gradient of the loss is not finite"):
+    with pytest.raises(NonFiniteError, match=r"the gradient of net\.\S+ is not finite"):
         train_team(training_market.core_spec(), small_settings(checkpoint_every=1), tmp_path, log)
     assert len(contents) == 2
     assert (tmp_path / "checkpoint" / "000002" / "history.json").is_file()

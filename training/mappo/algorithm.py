@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
+from agents.core import VOTERS
 from algospace.types import AnyArray
 from training.mappo.finite import require_finite_rewards
 from training.mappo.learner import MAPPOLearner
@@ -49,7 +50,8 @@ class MAPPOConfig(PPOConfig):
                          num_cpus_per_env_runner=1, create_local_env_runner=True)
         self.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0,
                              max_num_env_runner_restarts=100)
-        self.learners(learner_class=MAPPOLearner, num_learners=settings.num_learners)
+        self.learners(learner_class=MAPPOLearner, num_learners=settings.num_learners,
+                      num_gpus_per_learner=settings.gpus_per_learner)
         self.rl_module(rl_module_spec=RLModuleSpec(module_class=TEAMS[team["kind"]].module,
                                                    model_config=self.team))
         self.training(train_batch_size_per_learner=settings.segments, num_epochs=settings.epochs,
@@ -120,10 +122,7 @@ class MAPPO(PPO):
             "alive": float(alive.mean()),
         }
         if self.config.team["kind"] == "core":
-            position = columns["account"][..., 0]
-            values["exposure"] = float((np.abs(position) > 1e-6).mean())
-            values["agreement"] = float((np.abs(columns["actions"][..., :3].astype(np.float32) - 1.0)
-                                         .mean(-1)).mean())
+            values |= core_figures(columns)
         for name, value in values.items():
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), int(alive.size),
@@ -153,6 +152,25 @@ class MAPPO(PPO):
         if own is not None:
             self._env_steps = own["env_steps"]
             self._sampling.set_state(own["sampling"])
+
+
+def core_figures(columns: dict[str, AnyArray]) -> dict[str, float]:
+    """Behaviour of a batch (B, T): share of bars in the market, change of position per bar, share of decisions
+    that open or close something; per voter, the share of its directions that the team's majority shares."""
+    position, votes = columns["account"][..., 0], columns["actions"][..., :3].astype(np.int8) - 1
+    majority = np.sign((votes > 0).sum(-1) // 2 - (votes < 0).sum(-1) // 2)
+    figures = {"exposure": float((np.abs(position) > 1e-6).mean()),
+               "turnover": float(np.abs(np.diff(position, axis=1)).mean()),
+               "opportunity": float((majority != 0).mean()),
+               "accepted": _share(columns["actions"][..., 3] == 1, (majority != 0) & columns["valid"][..., 3]),
+               "agreement": float((np.abs(votes).mean(-1)).mean())}
+    for agent, name in enumerate(VOTERS):
+        figures[f"agreement_{name}"] = _share(votes[..., agent] == majority, votes[..., agent] != 0)
+    return figures
+
+
+def _share(hits: AnyArray, among: AnyArray) -> float:
+    return float(hits[among].mean()) if among.any() else 0.0
 
 
 def explained_variance(targets: AnyArray, values: AnyArray) -> float:

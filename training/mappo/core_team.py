@@ -53,6 +53,7 @@ class CoreTeamModule(TeamModule):
         span_30m = (first + torch.arange(-context_30m, steps_30m)).clamp(0, tensors.rows_30m - 1)
         strategic = tensors.strategic[span_30m + slow]
         pick = (rows_30m - first).unsqueeze(-1).expand(-1, -1, net.config.embed_dim)
+        tactical, strategic, pick = (x.to(net.head.device) for x in (tactical, strategic, pick))
         return net.embed_voters(
             net.strategic.embed_segment(strategic).gather(1, pick), net.tactical.embed_segment(tactical),
             net.arbitrage_slow.embed_segment(strategic).gather(1, pick),
@@ -61,25 +62,28 @@ class CoreTeamModule(TeamModule):
     def _embed_scattered(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         strategic, tactical = gather_windows(self.tensors, self.net.shapes, rows.flatten(),
                                              mirrored[:, None].expand(rows.shape).flatten())
-        return self.net.embed_windows(strategic, tactical).reshape(*rows.shape, _VOTERS, -1)
+        device = self.net.head.device
+        return self.net.embed_windows(strategic.to(device), tactical.to(device)).reshape(*rows.shape, _VOTERS, -1)
 
     def market_context(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Regime vector and synergy columns (B, T, 11) of rows (B, T)."""
         tensors = self.tensors
         rows_30m = tensors.row_30m[rows] + mirrored[:, None].long() * tensors.rows_30m
-        return torch.cat((tensors.regime[rows_30m],
-                          tensors.synergy[rows + mirrored[:, None].long() * tensors.rows]), -1)
+        market = torch.cat((tensors.regime[rows_30m],
+                            tensors.synergy[rows + mirrored[:, None].long() * tensors.rows]), -1)
+        return market.to(self.net.head.device)
 
     def evaluate(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, mirrored = batch["rows"].long(), batch["mirrored"]
-        size = rows.numel()
+        """See TeamModule. Row numbers stay on the CPU with the tables; what they pick goes to the network."""
+        rows, mirrored = batch["rows"].long().cpu(), batch["mirrored"].cpu()
+        size, device = rows.numel(), self.net.head.device
         embedded = self.embed(rows, mirrored).reshape(size, _VOTERS, -1)
         context = torch.cat((self.market_context(rows, mirrored), batch["account"]), -1).reshape(size, -1)
-        votes = torch.nn.functional.one_hot(batch["actions"][..., :_VOTERS].long(), 3).float()
+        votes = torch.nn.functional.one_hot(batch["actions"][..., :_VOTERS].long(), 3).float().to(device)
         decision = torch.cat((votes.flatten(-2), batch["proposal"]), -1).reshape(size, -1)
         logits = self.net.team_logits(
-            embedded.transpose(0, 1), context, decision, batch["allowed"].reshape(size, -1), self.bank.masks,
-            batch["mask_rows"].long().reshape(size, -1))
+            embedded.transpose(0, 1), context, decision, batch["allowed"].reshape(size, -1),
+            self.bank.masks.to(device), batch["mask_rows"].long().reshape(size, -1).to(device))
         values = self.net.central_value(torch.cat((embedded.flatten(1), context), -1))
         return logits.view(*rows.shape, -1, 3), values.view(rows.shape)
 

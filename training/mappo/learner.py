@@ -16,13 +16,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from algospace.seeding import stream_key
+from training.mappo.finite import NonFiniteError, first_nonfinite_parameter
 from training.mappo.loss import LossParts, mappo_loss, standardise
 from training.mappo.memory import keep_freed_memory
 from training.mappo.module import MODULE_ID, TeamModule
 from training.mappo.settings import MAPPOSettings
 
 CRITIC_PREFIX = "net.critic"
-_LONG = ("actions", "rows", "mask_rows")
+INDICES = ("actions", "rows", "mask_rows")
 
 
 class MAPPOLearner(PPOTorchLearner):
@@ -46,15 +47,16 @@ class MAPPOLearner(PPOTorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One Adam with the paper's epsilon."""
         params = self.get_parameters(self._module[module_id])
-        optimizer = torch.optim.Adam(params, eps=self.settings.adam_epsilon, foreach=True)
+        # one kernel for all parameters: 0.3 ms a step instead of 2
+        optimizer = torch.optim.Adam(params, eps=self.settings.adam_epsilon, fused=True)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params,
                                 lr_or_lr_schedule=self.settings.learning_rate.start)
 
     def update(self, batch: Any = None, training_data: Any = None, *, timesteps: dict[str, Any] | None = None,
                **kwargs: Any) -> dict[str, Any]:
-        """All epochs over one batch of segments; returns the mean of every loss part."""
+        """All epochs over one batch of segments; returns the mean of every figure over the minibatches."""
         columns = (batch or training_data.batch).policy_batches[MODULE_ID]
-        data = {name: _tensor(name, columns[name]) for name in columns if name != Columns.SEQ_LENS}
+        data = {name: _tensor(name, columns[name], self._device) for name in columns if name != Columns.SEQ_LENS}
         steps = int((timesteps or {})[NUM_ENV_STEPS_SAMPLED_LIFETIME])
         progress = min(steps / self.settings.env_steps, 1.0)
         self._set_learning_rate(self.settings.learning_rate.at(progress))
@@ -62,8 +64,10 @@ class MAPPOLearner(PPOTorchLearner):
         self._normalise(data)
         parts = [self._minibatch({name: value[index] for name, value in data.items()}, progress)
                  for index in self._order(data["rows"].shape[0], steps)]
-        for name, values in _means(parts).items():
-            self.metrics.log_value((MODULE_ID, name), values, window=1)
+        mean, deviation = self.team_module().value_norm.statistics()
+        figures = _means(parts) | {"value_norm_mean": float(mean), "value_norm_deviation": float(deviation)}
+        for name, value in figures.items():
+            self.metrics.log_value((MODULE_ID, name), value, window=1)
         return self.metrics.reduce()
 
     def _set_learning_rate(self, rate: float) -> None:
@@ -112,16 +116,17 @@ class MAPPOLearner(PPOTorchLearner):
             order += [torch.from_numpy(part) for part in np.array_split(generator.permutation(segments), count)]
         return order
 
-    def _minibatch(self, data: dict[str, torch.Tensor], progress: float) -> LossParts:
-        """One gradient step."""
+    def _minibatch(self, data: dict[str, torch.Tensor], progress: float) -> torch.Tensor:
+        """One gradient step; returns its figures (8,), see `_means`."""
         settings = self.settings
         counts = self._mean_over_learners(torch.stack((data["valid"].sum(), data["alive"].sum())).float())
-        out = self.module[MODULE_ID].forward_train(data)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            out = self.module[MODULE_ID].forward_train(data)
         parts = mappo_loss(
-            logits=out["logits"], values=out["values"], actions=data["actions"], log_p_old=data["log_p"],
-            valid=data["valid"], advantages=data["advantages"], value_targets=data["value_targets"],
-            values_old=data["values"], decided=data["alive"], clip_param=settings.clip_param,
-            value_clip=settings.value_clip, huber_delta=settings.huber_delta,
+            logits=out["logits"].float(), values=out["values"].float(), actions=data["actions"],
+            log_p_old=data["log_p"], valid=data["valid"], advantages=data["advantages"],
+            value_targets=data["value_targets"], values_old=data["values"], decided=data["alive"],
+            clip_param=settings.clip_param, value_clip=settings.value_clip, huber_delta=settings.huber_delta,
             entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff, counts=counts)
         (optimizer,) = self._named_optimizers.values()
         optimizer.zero_grad(set_to_none=True)
@@ -129,19 +134,25 @@ class MAPPOLearner(PPOTorchLearner):
         actor = torch.nn.utils.clip_grad_norm_(self._actor, settings.grad_clip, foreach=True)
         critic = torch.nn.utils.clip_grad_norm_(self._critic, settings.grad_clip, foreach=True)
         if not torch.isfinite(actor + critic):
-            raise FloatingPointError(f"the gradient of the loss is not finite (loss parts {parts}); "
-                                     f"the last checkpoint is intact: lower the learning rate and resume")
+            self._refuse(parts)
         optimizer.step()
-        return LossParts(*(part.detach() for part in parts))
+        return torch.stack((*(part.detach() for part in parts), actor, critic))
+
+    def _refuse(self, parts: LossParts) -> None:
+        where = first_nonfinite_parameter(self.team_module().named_parameters())
+        losses = ", ".join(f"{name} {float(part):.4g}" for name, part in parts._asdict().items())
+        raise NonFiniteError(f"the {where} is not finite ({losses}); the last checkpoint is intact: lower "
+                             f"the learning rate and resume")
 
 
-def _tensor(name: str, array: Any) -> torch.Tensor:
+def _tensor(name: str, array: Any, device: torch.device) -> torch.Tensor:
+    """Row numbers stay with the tables, on the CPU."""
     tensor = torch.as_tensor(array)
-    return tensor.long() if name in _LONG else tensor
+    return tensor.long() if name in INDICES else tensor.to(device)
 
 
-def _means(parts: list[LossParts]) -> dict[str, float]:
-    """Mean of each part over the minibatches, fetched once."""
-    stacked = torch.stack([torch.stack(tuple(part)) for part in parts]).mean(0)
-    return dict(zip(("total_loss", "policy_loss", "value_loss", "entropy", "kl", "clip_fraction"),
-                    stacked.tolist(), strict=True))
+def _means(figures: list[torch.Tensor]) -> dict[str, float]:
+    """Mean of each figure over the minibatches, fetched once."""
+    names = ("total_loss", "policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "actor_grad_norm",
+             "critic_grad_norm")
+    return dict(zip(names, torch.stack(figures).mean(0).tolist(), strict=True))

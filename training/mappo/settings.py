@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,9 @@ class MAPPOSettings(FrozenConfig):
     mirror: bool = True
     num_env_runners: int = Field(0, ge=0)
     num_learners: int = Field(0, ge=0)
+    gpus_per_learner: float = Field(0.0, ge=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: networks under autocast on a GPU, losses in float32."""
     torch_threads: Count = 1
     overlap: bool = False
     """Sample the next batch beside the update, so with the weights from before it; ratios are against the policy
