@@ -26,7 +26,12 @@ _MASKED_LOGIT = -1e9
 
 
 class CoreConfig(FrozenConfig):
-    """Sizes of the core's networks. `pass_bias` and `reject_bias` start the team near keeping its position."""
+    """Sizes of the core's networks.
+
+    Biases of the first policy: `pass_bias` keeps voters near passing, `reject_bias` execution near rejecting;
+    `execute_bias` makes rejecting and closing less likely at the start, so that votes are heard. Without it most
+    of the voters' credit is noise, and a team stays flat where the same team with it learns.
+    """
 
     embedder: EmbedderKind = "tcn"
     embed_dim: int = Field(16, ge=1)
@@ -36,6 +41,7 @@ class CoreConfig(FrozenConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     pass_bias: float = 1.0
     reject_bias: float = 0.0
+    execute_bias: float = 4.0
 
 
 class Shapes(NamedTuple):
@@ -86,7 +92,8 @@ class CoreNet(nn.Module):
             nn.init.orthogonal_(head, 0.01)
         nn.init.orthogonal_(last.weight, 1.0)
         self.head_bias.data[:3, 1] = self.config.pass_bias
-        self.head_bias.data[3, 0] = self.config.reject_bias
+        bias = self.config.execute_bias
+        self.head_bias.data[3] = torch.tensor([self.config.reject_bias - bias, 0.0, -bias])
 
     def embed_voters(self, strategic: torch.Tensor, tactical: torch.Tensor, arbitrage_slow: torch.Tensor,
                      arbitrage_fast: torch.Tensor) -> torch.Tensor:
