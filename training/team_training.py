@@ -89,15 +89,16 @@ def _iteration(algorithm: MAPPO) -> Mapping[str, Any]:
 
 
 def check_table(spec: Mapping[str, Any]) -> None:
-    """SchemaError or InputError if the run's table is missing, shrunk or changed, or holds NaN or infinity."""
-    table = open_training_table(spec["market"], spec["experts"], spec["table_hash"])
-    MarketTable.load(spec["market"])  # reads every byte once against the manifest
-    files = json.loads((Path(spec["experts"]) / EXPERTS).read_text())["files"]
-    for name, digest in files.items():
-        if sha256_file(Path(spec["experts"]) / name) != digest:
-            raise InputError(Path(spec["experts"]) / name, "the file does not match its checksum",
-                             "run the earlier phases again")
-    refuse_nonfinite_table(table, str(spec["market"]))
+    """SchemaError or InputError if a table of the run is missing, shrunk or changed, or holds NaN or infinity."""
+    for place in spec.get("markets", (spec,)):
+        experts = Path(place["experts"])
+        table = open_training_table(place["market"], experts, place["table_hash"])
+        MarketTable.load(place["market"])  # reads every byte once against the manifest
+        for name, digest in json.loads((experts / EXPERTS).read_text())["files"].items():
+            if sha256_file(experts / name) != digest:
+                raise InputError(experts / name, "the file does not match its checksum",
+                                 "run the earlier phases again")
+        refuse_nonfinite_table(table, str(place["market"]))
 
 
 def save_algorithm(algorithm: MAPPO, path: Path) -> None:

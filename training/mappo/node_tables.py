@@ -98,12 +98,13 @@ def offer_table(market: str, experts: str, digest: str) -> Any:
         scheduling_strategy=here).remote(market, experts)
 
 
-def offer_to_other_nodes(team: Mapping[str, Any], remote_actors: int) -> Any:
-    """Offer a team's table if runners or learners may start on other nodes than this one; else None."""
+def offer_to_other_nodes(team: Mapping[str, Any], remote_actors: int) -> list[Any]:
+    """Offer a team's tables if runners or learners may start on other nodes than this one; keep what comes back."""
     joined = any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
     if not remote_actors or not ray.is_initialized() or not (joined or len(ray.nodes()) > 1):
-        return None
-    return offer_table(*node_table(team["market"], team["experts"], team["table_hash"]), team["table_hash"])
+        return []
+    return [offer_table(*node_table(place["market"], place["experts"], place["table_hash"]), place["table_hash"])
+            for place in team.get("markets", (team,))]
 
 
 def node_table(market: str, experts: str, digest: str, source: TableSource | None = None) -> tuple[str, str]:
