@@ -99,7 +99,7 @@ def offer_table(market: str, experts: str, digest: str) -> Any:
 
 
 def offer_to_other_nodes(team: Mapping[str, Any], remote_actors: int) -> list[Any]:
-    """Offer a team's tables if runners or learners may start on other nodes than this one; keep what comes back."""
+    """Offer a team's tables if runners or learners may start on other nodes; keep what comes back."""
     joined = any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
     if not remote_actors or not ray.is_initialized() or not (joined or len(ray.nodes()) > 1):
         return []
