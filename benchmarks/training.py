@@ -90,7 +90,7 @@ class PlainLoop:
         self.actor = [p for name, p in named if not name.startswith("net.critic")]
         self.critic = [p for name, p in named if name.startswith("net.critic")]
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=settings.learning_rate.start,
-                                          eps=settings.adam_epsilon, foreach=True)
+                                          eps=settings.adam_epsilon, fused=True)
         self.tick = 0
 
     def iterate(self) -> int:
@@ -106,7 +106,13 @@ class PlainLoop:
             part["values"] = values[:, :-1]
             parts.append(part)
         self.tick += 1
-        data = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        self.update({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        return settings.steps_per_iteration
+
+    def update(self, columns: dict[str, Any]) -> None:
+        """All epochs over one batch."""
+        settings = self.settings
+        data = {name: torch.from_numpy(values) for name, values in columns.items()}
         for name in ("actions", "rows", "mask_rows"):
             data[name] = data[name].long()
         norm = self.module.value_norm
@@ -118,7 +124,6 @@ class PlainLoop:
         for _ in range(settings.epochs):
             for index in torch.randperm(settings.segments).chunk(settings.minibatches):
                 self._descend({name: value[index] for name, value in data.items()})
-        return int(data["rewards"].numel())
 
     def _descend(self, data: dict[str, torch.Tensor]) -> None:
         settings = self.settings
