@@ -33,6 +33,8 @@ DAYS_PER_YEAR = 252.0
 MEAN_BLOCK_DAYS = 5.0
 RISK_SHARE = 0.01
 """Of equity, by fixed fractional sizing."""
+TRAINING_TOURS = 2
+"""Walks through the training rows for what the fixed rules choose there."""
 _TWO_R = TARGET_RS.index(2.0)
 
 
@@ -208,7 +210,8 @@ def evaluate_risk(run_dir: Path, dataset: Dataset, splits: Sequence[Split], seed
     net, config = team.module.net, RiskEnvConfig(**team.spec["env"])
     assert isinstance(net, RiskNet)
     spec, regime = instrument(team.spec["instrument"]), load_regime(run_dir)
-    train = RiskField(dataset.train.market(), spec, config, dataset.train.start, dataset.train.stop, seed, tours)
+    train = RiskField(dataset.train.market(), spec, config, dataset.train.start, dataset.train.stop, seed,
+                      TRAINING_TOURS)
     choice = choose_fixed(train)
     markets = []
     for split in splits:
