@@ -1,6 +1,6 @@
 """RLlib's stock PPO on the team environment: four agents, RLlib's default networks, connectors and learner.
 
-    python -m examples.rllib_ppo --steps 60000
+    python -m examples.rllib_ppo --steps 40000
 
 Each of the three voters and the execution agent has a policy of its own, an MLP over its flattened observation
 (`training.mappo.multi_agent_env.CoreMultiAgentEnv`). No line of our own training code takes part; only
@@ -45,7 +45,7 @@ def ppo_config(env_config: dict[str, Any], batch: int, seed: int) -> PPOConfig:
                      env_to_module_connector=lambda env, spaces, device: FlattenObservations(multi_agent=True))
         .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **kwargs: agent)
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[64, 64]))
-        .training(train_batch_size_per_learner=batch, minibatch_size=min(2048, batch), num_epochs=8,
+        .training(train_batch_size_per_learner=batch, minibatch_size=min(2048, batch), num_epochs=4,
                   lr=1e-4, lambda_=0.5, entropy_coeff=0.01, use_kl_loss=False)
         .debugging(seed=seed)
     )
@@ -111,7 +111,7 @@ def _half_step(policies: TeamPolicies, teams: list[TeamEnv], seen: list[dict[str
         seen[e] = teams[e].step(actions[e])[0]
 
 
-def main(steps: int = 60_000, seed: int = 0, train_bars: int = 200_000, test_bars: int = 20_000,
+def main(steps: int = 40_000, seed: int = 0, train_bars: int = 200_000, test_bars: int = 20_000,
          test_seed: int = 9001, scenario: str = "easy", batch: int = 8192) -> dict[str, Any]:
     """Train, play an unseen market, print the scores; returns them."""
     torch.set_num_threads(1)
@@ -138,7 +138,7 @@ def main(steps: int = 60_000, seed: int = 0, train_bars: int = 200_000, test_bar
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60_000, help="environment half-steps to train for")
+    parser.add_argument("--steps", type=int, default=40_000, help="environment half-steps to train for")
     parser.add_argument("--seed", type=int, default=0, help="seed of training and of its market")
     parser.add_argument("--test-seed", type=int, default=9001, help="seed of the market that judges")
     parser.add_argument("--scenario", default="easy", help="easy, mid, hard or martingale")

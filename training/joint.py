@@ -15,8 +15,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from algospace.types import Float32Array
 from envs.vector_core import risk_unit_of
 from training.complete import CompletedRun, complete_run
 from training.config import MarketConfig, RunConfig
-from training.dataset import Dataset, prepare_dataset
+from training.dataset import Dataset, Split, prepare_dataset
 from training.experts import load_regime, propose, regime_columns
 from training.mappo.markets import joint_spec, specialised
 from training.mappo.tables import save_experts
@@ -76,6 +77,8 @@ def run_joint(config: RunConfig, run_dir: Path, console: Console | None = None,
         raise ConfigError("`markets` is empty: a run of one market needs no joint training; use run_pipeline")
     torch.set_num_threads(config.torch_threads)
     parts = market_runs(config, run_dir, console)
+    for line in check_times(parts):
+        console.print(line)
     write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     done: dict[str, CompletedRun] = {}
     with Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
@@ -103,6 +106,38 @@ def market_runs(config: RunConfig, run_dir: Path, console: Console) -> list[Mark
     digest = _hash(config.name, *(dataset.data_hash for dataset in datasets), config.rde.digest())[:8]
     return [MarketRun(part.model_copy(update={"name": f"{config.name}-{folder.name}-{digest}"}), folder, dataset)
             for part, folder, dataset in zip(alone, folders, datasets, strict=True)]
+
+
+def check_times(parts: Sequence[MarketRun]) -> list[str]:
+    """Remarks where one instrument is trained on a later time than another is judged on.
+
+    ConfigError where the times overlap: instruments move together, so a core that has seen one of them in
+    training has half seen the others. Synthetic markets are worlds of their own.
+    """
+    remarks = []
+    recorded = [part for part in parts if part.dataset.train.seed is None]
+    for trained, judged in permutations(recorded, 2):
+        first, last = _span(trained.dataset.train)
+        for held_out in (judged.dataset.validation, *judged.dataset.test):
+            start, stop = _span(held_out)
+            if first <= stop and start <= last:
+                raise ConfigError(f"{trained.symbol} is trained on {_day(first)} to {_day(last)}, while "
+                                  f"{judged.symbol} is validated or tested on {_day(start)} to {_day(stop)}; "
+                                  f"instruments move together, so move the dates apart")
+        if first > _span(judged.dataset.test[-1])[1]:
+            remarks.append(f"note: {judged.symbol} is tested on a time before {trained.symbol}'s training "
+                           f"({_day(first)} to {_day(last)}); its figures are not those of an unknown future")
+    return remarks
+
+
+def _span(split: Split) -> tuple[int, int]:
+    """First and last close of a split, ns."""
+    ts_close = split.market().ts_close
+    return int(ts_close[split.start]), int(ts_close[split.stop - 1])
+
+
+def _day(ns: int) -> str:
+    return str(np.datetime64(ns, "ns").astype("datetime64[D]"))
 
 
 def joined_regime_rows(datasets: list[Dataset]) -> tuple[Float32Array, tuple[int, int], tuple[int, int]]:

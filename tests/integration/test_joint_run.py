@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner
 
-from algospace.cli import build_app
 from algospace.config import load_config
-from algospace.errors import ConfigError
 from serving.bundle import load_bundle
 from training.config import RunConfig
 from training.dataset import open_dataset
 from training.experts import load_regime
 from training.joint import joined_regime_rows, market_runs, run_joint
 from training.mappo.core_team import CoreTeamModule
-from training.pipeline import run_pipeline, stale_phase
+from training.pipeline import stale_phase
 from training.rde import window_ends
 from training.team_training import load_team
 
@@ -121,19 +118,3 @@ def test_a_finished_joint_run_is_reused_and_changed_data_is_not(finished: Path) 
     other = tiny("core.net.hidden=32")
     assert [stale_phase(part.config, part.dataset, part.folder)
             for part in market_runs(other, folder, Console(file=io.StringIO()))] == ["core", "core"]
-
-
-def test_what_trains_one_market_refuses_several(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`algospace train` trains on several"):
-        run_pipeline(tiny(), tmp_path)
-    with pytest.raises(ConfigError, match="`markets` is empty"):
-        run_joint(tiny("markets=[]"), tmp_path)
-    with pytest.raises(ConfigError, match="multiple of the number of markets"):
-        tiny("core.mappo.num_shards=3")
-
-
-def test_phases_cannot_be_chosen(tmp_path: Path) -> None:
-    words = ["train", "--config", str(QUICKSTART), "--phases", "rde", "--run-dir", str(tmp_path), *TINY]
-    result = CliRunner().invoke(build_app(), words)
-    assert isinstance(result.exception, ConfigError)
-    assert "several markets are trained in one go" in str(result.exception)
