@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from training.validation_score import ValidationScorer
 PLAN, RUNGS, SWEEP, SHARED, TRIALS = "plan.json", "rungs.json", "sweep.json", "shared", "trials"
 FOLDER_KEY = "sweep_folder"
 FINAL_STATES = ("finished", "pruned")
+_LOCK_SECONDS = 60.0
 Rung = dict[str, Any]
 
 
@@ -206,8 +208,7 @@ class TeamTrial(tune.Trainable):
     def _recall(self) -> None:
         """Rungs of an earlier start of the same configuration, which no other process may be training."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._folder / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _locked(self._folder / "lock")
         rungs = self._folder / "checkpoint" / RUNGS
         if rungs.is_file():
             self._known = json.loads(rungs.read_text())
@@ -275,6 +276,23 @@ class TeamTrial(tune.Trainable):
         mappo = plan.base.core.mappo
         remote = [{"CPU": 1.0}] * (mappo.num_env_runners + mappo.num_learners)
         return tune.PlacementGroupFactory([{"CPU": plan.tune.cpus_per_trial}, *remote])
+
+
+def _locked(path: Path) -> TextIO:
+    """The file, locked until it is closed; two trials of one configuration, or a process left over from a killed
+    driver, take turns."""
+    lock = path.open("w")
+    ends = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > ends:
+                lock.close()
+                raise InternalError(f"{path.parent}: another process trains this trial; end it first") from None
+            time.sleep(0.2)
+        else:
+            return lock
 
 
 def forget_weights(folder: Path) -> None:
