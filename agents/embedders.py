@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from agents.fused import dense_tanh, residual_tanh
+from agents.fused import dense_tanh
+from agents.fused_conv import tcn_layer
 
 EmbedderKind = Literal["tcn", "lstm", "transformer"]
 
@@ -69,7 +70,7 @@ class TCNEmbedder(Embedder):
     def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
         h = self.inlet(x).transpose(1, 2)  # (B, C, context + T)
         for layer in self.layers:
-            h = residual_tanh(h, layer(h))
+            h = tcn_layer(h, layer)
         return dense_tanh(h.transpose(1, 2), self.outlet.weight, self.outlet.bias)
 
 

@@ -86,60 +86,6 @@ def dense_tanh(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tor
 
 
 @nb.njit(cache=True, fastmath=FAST, nogil=True, error_model="numpy")
-def _residual_tanh(h: AnyArray, y: AnyArray, out: AnyArray) -> None:
-    """y becomes its tanh; out (R, L) = the last L of each row of h, plus that."""
-    rows, length = y.shape
-    shift = h.shape[1] - length
-    for r in range(rows):
-        for t in range(length):
-            value = tanh_approx(y[r, t])
-            y[r, t] = value
-            out[r, t] = h[r, shift + t] + value
-
-
-@nb.njit(cache=True, fastmath=FAST, nogil=True, error_model="numpy")
-def _residual_tanh_grad(grad: AnyArray, y: AnyArray, into_h: AnyArray, into_y: AnyArray) -> None:
-    rows, length = y.shape
-    shift = into_h.shape[1] - length
-    for r in range(rows):
-        into_h[r, :shift] = 0.0
-        for t in range(length):
-            into_h[r, shift + t] = grad[r, t]
-            into_y[r, t] = grad[r, t] * (_ONE - y[r, t] * y[r, t])
-
-
-class _ResidualTanh(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        tangent = y.contiguous()
-        out = torch.empty_like(tangent)
-        _residual_tanh(_rows(h), _rows(tangent), _rows(out))
-        ctx.save_for_backward(tangent)
-        ctx.length = h.shape[-1]
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
-        into_h = torch.empty(*y.shape[:-1], ctx.length)
-        into_y = torch.empty_like(y)
-        _residual_tanh_grad(_rows(grad), _rows(y), _rows(into_h), _rows(into_y))
-        return into_h, into_y
-
-
-def _rows(x: torch.Tensor) -> AnyArray:
-    return x.contiguous().view(-1, x.shape[-1]).numpy()
-
-
-def residual_tanh(h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """h[..., -L:] + tanh(y): h (B, C, L + c), y (B, C, L) -> (B, C, L). A contiguous `y` is overwritten: it must
-    be a result that nobody else reads, as a convolution's is."""
-    if not usable(h, y):
-        return h[..., h.shape[-1] - y.shape[-1]:] + torch.tanh(y)
-    return _ResidualTanh.apply(h, y)
-
-
-@nb.njit(cache=True, fastmath=FAST, nogil=True, error_model="numpy")
 def _trunk_in(x: AnyArray, shared: AnyArray, agent: AnyArray) -> None:
     """x (A, N, H) in place."""
     for a in range(x.shape[0]):

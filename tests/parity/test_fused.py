@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import linear
 
 from agents import fused
+from agents.fused_conv import tcn_layer
 
 Pair = tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]
 
@@ -44,12 +45,18 @@ def test_dense_tanh() -> None:
             numbers(3, 5, 7), numbers(11, 7), numbers(11))
 
 
-@pytest.mark.parametrize("shift", [0, 3])
-def test_residual_tanh(shift: int) -> None:
-    def plain(h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return h[..., h.shape[-1] - y.shape[-1]:] + torch.tanh(y)
+@pytest.mark.parametrize(("dilation", "channels"), [(1, 4), (3, 6), (2, 5)])
+def test_tcn_layer(dilation: int, channels: int) -> None:
+    def layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        convolution = torch.nn.Conv1d(channels, channels, 4, dilation=dilation)
+        del convolution.weight, convolution.bias
+        convolution.weight, convolution.bias = weight, bias
+        return tcn_layer(x, convolution)
 
-    compare((lambda h, y: fused.residual_tanh(h, y * 1.0), plain), numbers(2, 4, 9 + shift), numbers(2, 4, 9))
+    def plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return x[..., 3 * dilation:] + torch.tanh(torch.nn.functional.conv1d(x, weight, bias, dilation=dilation))
+
+    compare((layer, plain), numbers(3, channels, 20), numbers(channels, channels, 4), numbers(channels))
 
 
 def test_trunk_in() -> None:

@@ -29,7 +29,7 @@ def _policy(logits: AnyArray, actions: AnyArray, log_p_old: AnyArray, valid: Any
             clip: float, entropy_coeff: float, count: float, grad: AnyArray, sums: AnyArray) -> None:
     """sums: policy loss, entropy, KL, clipped ratios; logits (N, A, n), n the number of actions."""
     choices = logits.shape[2]
-    log_p = np.empty(choices, np.float64)
+    p, log_p = np.empty(choices, np.float64), np.empty(choices, np.float64)
     for n in range(logits.shape[0]):
         advantage = advantages[n]
         for a in range(logits.shape[1]):
@@ -41,12 +41,14 @@ def _policy(logits: AnyArray, actions: AnyArray, log_p_old: AnyArray, valid: Any
                 top = max(top, logits[n, a, i])
             total = 0.0
             for i in range(choices):
-                total += np.exp(logits[n, a, i] - top)
+                p[i] = np.exp(logits[n, a, i] - top)
+                total += p[i]
             log_total = top + np.log(total)
             entropy = 0.0
             for i in range(choices):
+                p[i] /= total
                 log_p[i] = logits[n, a, i] - log_total
-                entropy -= np.exp(log_p[i]) * log_p[i]
+                entropy -= p[i] * log_p[i]
             action = actions[n, a]
             log_ratio = log_p[action] - log_p_old[n, a]
             ratio = np.exp(log_ratio)
@@ -58,9 +60,8 @@ def _policy(logits: AnyArray, actions: AnyArray, log_p_old: AnyArray, valid: Any
             sums[3] += 1.0 if abs(ratio - 1.0) > clip else 0.0
             push = -ratio * advantage / count if free or bounded == ratio else 0.0
             for i in range(choices):
-                p = np.exp(log_p[i])
-                slope = push * ((1.0 if i == action else 0.0) - p)
-                grad[n, a, i] = slope + entropy_coeff / count * p * (log_p[i] + entropy)
+                slope = push * ((1.0 if i == action else 0.0) - p[i])
+                grad[n, a, i] = slope + entropy_coeff / count * p[i] * (log_p[i] + entropy)
 
 
 @nb.njit(cache=True, fastmath=FAST, error_model="numpy", nogil=True)
