@@ -3,7 +3,8 @@
 Every embedder has two entrances that compute the same function:
     embed_window  (B, W, F)        -> (B, D)      one decision (serving, sparse rows)
     embed_segment (B, C + T, F)    -> (B, T, D)   T consecutive rows after C = context rows
-`tcn` does the second in one pass; `lstm` and `transformer` unfold the windows.
+`tcn` does the second in one pass; `lstm` and `transformer` unfold the windows. `lstm_recurrent` is the exception:
+along a segment it remembers more than its window, which serving does not have.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 from agents.fused import dense_tanh
 from agents.fused_conv import tcn_layer
 
-EmbedderKind = Literal["tcn", "lstm", "transformer"]
+EmbedderKind = Literal["tcn", "lstm", "lstm_recurrent", "transformer"]
 
 
 class Embedder(nn.Module):
@@ -96,6 +97,18 @@ class LSTMEmbedder(Embedder):
         return output[:, -1]
 
 
+class RecurrentLSTMEmbedder(LSTMEmbedder):
+    """An LSTM that runs along a segment after a burn-in of one window: many times faster to train than `lstm`.
+
+    Step t of a segment remembers t rows more than its window holds, so training and serving do not compute the same
+    function; how far they are apart depends on what the network has learnt to remember and has to be measured.
+    """
+
+    def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
+        output, _ = self.lstm(x)
+        return output[:, self.context:]
+
+
 class TransformerEmbedder(Embedder):
     """Pre-norm encoder over the window with sinusoidal positions; the last token is the embedding."""
 
@@ -152,6 +165,8 @@ def make_embedder(kind: EmbedderKind, features: int, window: int, dim: int, chan
         return TCNEmbedder(features, window, dim, channels)
     if kind == "lstm":
         return LSTMEmbedder(features, window, dim)
+    if kind == "lstm_recurrent":
+        return RecurrentLSTMEmbedder(features, window, dim)
     if kind == "transformer":
         return TransformerEmbedder(features, window, dim)
-    raise ValueError(f"unknown embedder '{kind}'; known: tcn, lstm, transformer")
+    raise ValueError(f"unknown embedder '{kind}'; known: tcn, lstm, lstm_recurrent, transformer")

@@ -29,7 +29,19 @@ def test_a_segment_equals_its_windows(kind: EmbedderKind) -> None:
         torch.testing.assert_close(net.embed_window(window), segment[:, t], atol=1e-5, rtol=0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_recurrent_lstm_starts_like_its_window_and_then_remembers_more() -> None:
+    net = embedder("lstm_recurrent")
+    rows = torch.randn(3, net.context + 9, FEATURES)
+    segment = net.embed_segment(rows)
+    windows = [net.embed_window(rows[:, t: t + WINDOW]) for t in range(9)]
+    torch.testing.assert_close(windows[0], segment[:, 0], atol=1e-6, rtol=0.0)
+    apart = torch.stack([(window - segment[:, t]).abs().max() for t, window in enumerate(windows)])
+    assert (apart[1:] > 0.0).all()
+    assert apart.max() < 0.01  # of a fresh network: what has left the window is forgotten
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lstm_recurrent"])
 @torch.no_grad()
 def test_later_rows_change_nothing_and_the_present_row_counts(kind: EmbedderKind) -> None:
     net = embedder(kind)
