@@ -152,7 +152,7 @@ def test_two_learners_agree_with_one(training_market: MarketOnDisk) -> None:
     one, _ = trained(training_market.core_spec(), small_settings(minibatches=1), 3)
     two, _ = trained(training_market.core_spec(), small_settings(minibatches=1, num_learners=2), 3)
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_the_risk_team_trains_and_repeats(training_market: MarketOnDisk) -> None:
