@@ -25,7 +25,7 @@ MUTABLE = tuple(f"core.mappo.{name}" for name in (
 """What PBT may change while a team trains: the loss and the schedules. Everything else decides the shape of a
 tensor, the meaning of the value function or the environments a checkpoint continues with."""
 _WITHOUT_EFFECT = ("name", "gate", "backtest", "tracking", "tuning", "torch_threads")
-_DECIDES_SCORE = ("market.instrument", "market.file", *(f"market.synthetic.{name}" for name in (
+_DECIDES_SCORE = ("markets", "market.instrument", "market.file", *(f"market.synthetic.{name}" for name in (
     "scenario", "validation_seed", "validation_bars", "test_seeds", "test_bars")))
 
 
@@ -177,6 +177,8 @@ def load_tune(path: Path, overrides: typing.Sequence[str] = ()) -> tuple[TuneCon
 
 def check_space(tune: TuneConfig, base: RunConfig) -> None:
     """Every key exists, may be searched, belongs to a phase that trials train, and has valid bounds."""
+    if base.markets:
+        raise ConfigError("a sweep scores one market: remove 'markets' from its base, tune on one, train on all")
     keys = list(tune.space)
     for key in keys:
         _check_key(key, tune)
