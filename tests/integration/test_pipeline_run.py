@@ -22,6 +22,7 @@ from algospace.marketdata.synthetic import generate, scenario_named
 from training.config import RunConfig
 from training.dataset import nanoseconds, prepare_dataset
 from training.pipeline import PipelineResult, run_pipeline, stale_phase
+from training.risk_evaluation import TEAM, evaluate_risk
 from training.team_training import load_team
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -210,3 +211,13 @@ def test_dates_that_leave_a_split_empty_are_refused(recorded_bars: Path, tmp_pat
                                               "validation_until": "2091-01-01"}}
     with pytest.raises(ConfigError, match="the validation split of SYNTH has 0 rows"):
         prepare_dataset(RunConfig(name="file", market=market), tmp_path, lambda line: None)  # type: ignore[arg-type]
+
+
+def test_a_run_is_played_against_every_fixed_rule(finished: PipelineResult) -> None:
+    report = evaluate_risk(finished.run_dir, finished.dataset, finished.dataset.test, tours=2, samples=50)
+    rules = report["rules"]
+    assert {TEAM, "no trade", "random", "1 contract, 2 ATR, 2R", "1 %, best pair of training"} <= set(rules)
+    assert report["opportunities"] > 50
+    assert rules[TEAM]["traded"] > 0.9  # the smallest size is one contract
+    assert rules["1 contract, 2 ATR, 2R"]["low"] <= rules["1 contract, 2 ATR, 2R"]["difference"]
+    assert report == evaluate_risk(finished.run_dir, finished.dataset, finished.dataset.test, tours=2, samples=50)
