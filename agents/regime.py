@@ -14,8 +14,6 @@ columns vary by a tenth, and unscaled they cost the loss nothing, although they 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -93,7 +91,7 @@ class RegimeConfig(FrozenConfig):
     @model_validator(mode="after")
     def _one_weight_per_column(self) -> Self:
         weights = self.column_weights
-        if weights and (len(weights) != self.features or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+        if weights and (len(weights) != self.features or min(weights) < 0 or not any(weights)):
             raise ValueError(f"column_weights must be {self.features} numbers that are not negative nor all 0")
         return self
 
@@ -155,12 +153,12 @@ class RegimeNet(nn.Module):
             self.centre.copy_(centre)
             self.scale.copy_(torch.where(scale < _LEAST_SCALE, torch.ones_like(scale), scale))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Weights written before columns were scaled and the last token had its path mean the same without."""
         names = ["centre", "scale"] + (["recent.weight", "recent.bias"] if self.config.recent_skip else [])
         if prefix + "centre" not in state_dict:
             own = self.state_dict()
-            state_dict |= {prefix + name: torch.full_like(own[name], float(name == "scale")) for name in names}
+            state_dict.update({prefix + n: torch.full_like(own[n], float(n == "scale")) for n in names})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode(self, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

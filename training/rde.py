@@ -92,7 +92,8 @@ def train_rde(
     group = _learner_group(config, seed, num_learners, num_gpus_per_learner)
     try:
         sign = np.ones(config.features, np.float32) if mirror_sign is None else np.asarray(mirror_sign, np.float32)
-        _each(group, lambda learner: learner.set_rows(regime_rows, sign))
+        centre, scale = column_scale(regime_rows[train_ends], sign)
+        _each(group, lambda learner: learner.set_rows(regime_rows, sign, centre, scale))
         digest = hashlib.sha256(b"".join(a.tobytes() for a in (regime_rows, sign, train_ends, validation_ends)))
         held_out = validation_ends[picks.astype(np.int64)]
         data = _Data(train_ends, held_out, mirror_sign is not None, digest.hexdigest())
@@ -237,6 +238,14 @@ def _check_columns(regime_rows: Float32Array, config: RegimeConfig) -> None:
     if regime_rows.ndim != 2 or regime_rows.shape[1] != config.features:
         raise SchemaError(f"regime rows of shape {regime_rows.shape} do not fit a network with "
                           f"{config.features} features; build the table with the model's schema")
+
+
+def column_scale(rows: Float32Array, sign: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Mean and deviation of each column over rows (N, F) and their mirror images; a column that changes sign has
+    mean 0 then."""
+    values = rows.astype(np.float64)
+    centre = np.where(sign < 0, 0.0, values.mean(axis=0))
+    return centre.astype(np.float32), np.sqrt(np.square(values - centre).mean(axis=0)).astype(np.float32)
 
 
 def window_ends(regime_rows: Float32Array, rows: Rows, window: int, ahead: int = 0) -> IntArray:

@@ -21,7 +21,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from agents.regime import RegimeConfig, RegimeNet
-from algospace.errors import InternalError
+from algospace.errors import ConfigError, InternalError
 from algospace.types import Float32Array, IntArray
 
 END, NOISE, MIRROR = "end", "noise", "mirror"
@@ -82,12 +82,18 @@ class RDELearner(TorchLearner):  # type: ignore[misc]  # RLlib's classes are unt
     def build(self) -> None:
         super().build()
         self._regime = RegimeConfig.model_validate(self._module_of().model_config["regime"])
+        if self._regime.precision == "bf16" and self._device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("this GPU does not know bfloat16; set rde.precision to float32")
         self._sums: dict[str, torch.Tensor] = {}
         self._minibatches = 0
         self._beta = 0.0
 
-    def set_rows(self, rows: Float32Array, mirror_sign: Float32Array) -> None:
-        """The regime rows (m, F) that the row numbers of the batches mean, and the sign of mirrored columns."""
+    def set_rows(
+        self, rows: Float32Array, mirror_sign: Float32Array, centre: Float32Array, scale: Float32Array
+    ) -> None:
+        """The regime rows (m, F) that the row numbers of the batches mean, the sign of mirrored columns, and the
+        columns' centre and scale."""
+        self._module_of().net.set_scale(*(torch.from_numpy(a).to(self._device) for a in (centre, scale)))
         self._rows = torch.from_numpy(np.nan_to_num(rows)).to(self._device)
         self._mirror_sign = torch.from_numpy(mirror_sign).to(self._device)
         window, ahead = self._regime.window, self._regime.predict_steps
@@ -132,10 +138,10 @@ class RDELearner(TorchLearner):  # type: ignore[misc]  # RLlib's classes are unt
         return rows[:, : self._regime.window], rows[:, self._regime.window:]
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
-        """One step: bfloat16 autocast on a GPU, float32 on a CPU; gradients are clipped by their global norm."""
+        """One step, under bfloat16 autocast if configured; gradients are clipped by their global norm."""
         self._optimizer.zero_grad(set_to_none=True)
         batch = {DEFAULT_MODULE_ID: {**batch[DEFAULT_MODULE_ID], "beta": self._beta}}
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._regime.precision == "bf16"):
             forward = self.module.forward_train(batch)
             losses = self.compute_losses(fwd_out=forward, batch=batch)
         losses[DEFAULT_MODULE_ID].backward()

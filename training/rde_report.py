@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from hmmlearn.hmm import GaussianHMM
-from sklearn.cluster import KMeans
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
@@ -28,7 +27,7 @@ from training.rde import Rows, window_ends
 ACTIVE_VARIANCE = 0.01
 _DEFAULT_REGIMES = 4
 _BATCH = 512
-_RECENT_ROWS = 8
+_RECENT_ROWS = 1
 _SUMMARY_SPANS = (4, 12, 24, 48)
 
 
@@ -58,11 +57,12 @@ def rde_report(
     the training rows and the first of the held-out rows.
 
     `reconstruction` mean square error; `explained_variance` 1 - that over the variance, of the
-    whole window and (`recent_`) of its last 8 rows, which the loss weighs most; `active_dims` dimensions
+    whole window and (`recent_`) of its last row, which the loss weighs most; `active_dims` dimensions
     of μ whose variance exceeds 0.01; `autocorrelation` mean lag-1 autocorrelation of the active dimensions;
     `*_persistence` share of adjacent rows with one label; with truth also `*_probe_accuracy` (logistic regression
-    on μ or on state probabilities), `*_nmi` (labels against truth), `supervised_accuracy` (gradient boosting on a
-    summary of the same window) and `majority_accuracy`.
+    on μ or on state probabilities), `*_nmi` (labels against truth), `supervised_accuracy` and
+    `supervised_linear_accuracy` (gradient boosting and logistic regression on a summary of the same window) and
+    `majority_accuracy`. The labels of the network are those of a Gaussian mixture on μ.
     """
     window = net.config.window
     train_ends = window_ends(regime_rows, train, window)[-max_windows:]
@@ -73,7 +73,7 @@ def rde_report(
                           f"{len(train_ends)} training and {len(test_ends)} held-out; give more data")
     with threadpool_limits(torch.get_num_threads()):
         train_mean, test_mean = (encode_ends(net, regime_rows, ends) for ends in (train_ends, test_ends))
-        detectors = {"rde": _kmeans(train_mean, test_mean, regimes, seed)}
+        detectors = {"rde": _clusters(train_mean, test_mean, regimes, seed)}
         train_rows, test_rows = regime_rows[train_ends].astype(float), regime_rows[test_ends].astype(float)
         detectors["gmm"] = _mixture(train_rows, test_rows, regimes, seed)
         detectors["hmm"] = _markov(train_rows, test_rows, regimes, seed)
@@ -124,10 +124,15 @@ def _network_figures(
             "active_dims": float(active.sum()), "autocorrelation": float(memory.mean()) if active.any() else 0.0}
 
 
-def _kmeans(train: Float32Array, test: Float32Array, regimes: int, seed: int) -> _Detector:
-    """Nearest-cluster labels of μ; the probe sees μ itself."""
-    model = KMeans(regimes, n_init=4, random_state=seed).fit(train)
-    return _Detector(model.labels_, model.predict(test), train, test)
+def _clusters(train: Float32Array, test: Float32Array, regimes: int, seed: int) -> _Detector:
+    """Labels of μ from a Gaussian mixture on it; the probe sees μ itself.
+
+    μ is no cloud of balls: k-means would cut it into slices of its widest direction.
+    """
+    scaler = StandardScaler().fit(train)
+    model = GaussianMixture(regimes, reg_covar=1e-3, random_state=seed).fit(scaler.transform(train))
+    labels = [model.predict(scaler.transform(part)) for part in (train, test)]
+    return _Detector(labels[0], labels[1], train, test)
 
 
 def _mixture(train: FloatArray, test: FloatArray, regimes: int, seed: int) -> _Detector:
@@ -179,9 +184,10 @@ def _truth_figures(
         figures[f"{name}_nmi"] = float(normalized_mutual_info_score(y_test, detector.test_labels[scored]))
     boosting = HistGradientBoostingClassifier(max_iter=40, learning_rate=0.15, early_stopping=False,
                                               random_state=seed)
-    boosting.fit(_summary(regime_rows, train_ends[known], window), y_train)
-    figures["supervised_accuracy"] = float(
-        boosting.score(_summary(regime_rows, test_ends[scored], window), y_test))
+    seen, unseen = (_summary(regime_rows, ends, window) for ends in (train_ends[known], test_ends[scored]))
+    figures["supervised_accuracy"] = float(boosting.fit(seen, y_train).score(unseen, y_test))
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(seen, y_train)
+    figures["supervised_linear_accuracy"] = float(linear.score(unseen, y_test))
     return figures
 
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, gaussian_kl, recency_weights
+from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, column_weights, gaussian_kl, recency_weights
 from algospace.config import parse_config
 from algospace.errors import ConfigError
 
@@ -53,7 +53,7 @@ def test_recent_rows_weigh_more_and_equal_weights_are_the_plain_error() -> None:
     weights = recency_weights(96, 4.0)
     assert weights.mean() == pytest.approx(1.0)
     assert weights[-1] / weights[-5] == pytest.approx(2.0)
-    net = RegimeNet(RegimeConfig(size="tiny", recency_half_life=0))
+    net = RegimeNet(RegimeConfig(size="tiny", recency_half_life=0, column_weights=(1.0,) * 12))
     window, noise = torch.randn(6, 96, 12), torch.randn(6, 8)
     _, parts = net.loss(window, torch.randn(6, 4, 12), 0.5, noise)
     plain = torch.nn.functional.mse_loss(net(window, noise).reconstruction, window)
@@ -102,3 +102,52 @@ def test_onnx_equals_torch_for_any_batch(net: RegimeNet, tmp_path: Path) -> None
         window = torch.randn(batch, 96, 12)
         served = session.run(None, {"window": window.numpy()})[0]
         assert np.abs(served - net.encode_mean(window).detach().numpy()).max() <= 1e-5
+
+
+def test_direction_and_volatility_weigh_most_and_other_columns_can_be_weighed() -> None:
+    weights = column_weights(RegimeConfig())
+    assert weights.mean() == pytest.approx(1.0)
+    assert set(np.flatnonzero(weights > 1).tolist()) == {1, 2, 3, 6, 7, 8, 10}
+    assert torch.equal(column_weights(RegimeConfig(features=5)), torch.ones(5))
+    assert column_weights(RegimeConfig(features=2, column_weights=(3.0, 1.0))).tolist() == [1.5, 0.5]
+    for wrong in ((1.0,) * 5, (0.0,) * 12, (-1.0,) * 12):
+        with pytest.raises(ValueError, match="column_weights must be 12 numbers"):
+            RegimeConfig(column_weights=wrong)
+
+
+def test_units_of_a_column_do_not_matter_once_the_scale_is_set() -> None:
+    """Columns in other units give the same vector, and the same loss."""
+    torch.manual_seed(1)
+    net = RegimeNet(RegimeConfig(size="tiny")).eval()
+    window, target, noise = torch.randn(4, 96, 12), torch.randn(4, 4, 12), torch.randn(4, 8)
+    centre, scale = torch.linspace(-1, 1, 12), torch.linspace(0.1, 5, 12)
+    vector, loss = net.encode_mean(window), net.loss(window, target, 1e-3, noise)[0]
+    net.set_scale(centre, scale)
+    torch.testing.assert_close(net.encode_mean(window * scale + centre), vector, atol=1e-5, rtol=1e-5)
+    rescaled = net.loss(window * scale + centre, target * scale + centre, 1e-3, noise)[0]
+    torch.testing.assert_close(rescaled, loss, atol=1e-5, rtol=1e-4)
+    net.set_scale(torch.zeros(12), torch.zeros(12))
+    assert torch.equal(net.scale, torch.ones(12))  # constant columns
+
+
+def test_weights_from_before_the_scale_mean_the_same() -> None:
+    torch.manual_seed(2)
+    old = RegimeNet(RegimeConfig(size="tiny", recent_skip=False))
+    state = {name: value for name, value in old.state_dict().items() if name not in ("centre", "scale")}
+    new = RegimeNet(RegimeConfig(size="tiny"))
+    new.set_scale(torch.ones(12), 2 * torch.ones(12))
+    new.load_state_dict(state)
+    window = torch.randn(3, 96, 12)
+    assert torch.equal(new.encode_mean(window), old.encode_mean(window))
+
+
+def test_autocast_to_bfloat16_stays_close_to_float32() -> None:
+    torch.manual_seed(3)
+    net = RegimeNet(RegimeConfig(size="tiny"))
+    window, target, noise = torch.randn(16, 96, 12), torch.randn(16, 4, 12), torch.randn(16, 8)
+    exact, _ = net.loss(window, target, 1e-3, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        close, _ = net.loss(window, target, 1e-3, noise)
+    assert close.dtype == torch.float32
+    assert close.item() != exact.item()
+    assert close.item() == pytest.approx(exact.item(), rel=0.02)

@@ -10,7 +10,7 @@ import torch
 from agents.regime import RegimeConfig, RegimeNet
 from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.types import Float32Array, IntArray
-from training.rde import RDEResult, load_rde, regime_vectors, save_rde, train_rde, window_ends
+from training.rde import RDEResult, column_scale, load_rde, regime_vectors, save_rde, train_rde, window_ends
 from training.rde_report import rde_report
 
 TRAIN, VALIDATION, HELD_OUT = (0, 3000), (3100, 4000), (4100, 6000)
@@ -168,7 +168,8 @@ def test_linear_probe_on_two_regimes_beats_chance(trained: RDEResult) -> None:
     assert report["rde_probe_accuracy"] > 0.8 > report["majority_accuracy"]
     assert report["supervised_accuracy"] > 0.8
     assert report["active_dims"] >= 1
-    assert 0.0 < report["explained_variance"] < 1.0
+    assert 0.0 < report["recent_explained_variance"] < 1.0
+    assert report["explained_variance"] < report["recent_explained_variance"]
     for detector in ("rde", "gmm", "hmm"):
         assert {f"{detector}_nmi", f"{detector}_probe_accuracy", f"{detector}_persistence"} <= set(report)
     assert all(isinstance(value, float) and np.isfinite(value) for value in report.values())
@@ -177,6 +178,27 @@ def test_linear_probe_on_two_regimes_beats_chance(trained: RDEResult) -> None:
 def test_report_without_truth_has_no_accuracy(trained: RDEResult) -> None:
     report = rde_report(trained.net, two_regimes()[0], TRAIN, HELD_OUT, max_windows=500)
     assert not any("accuracy" in name or "nmi" in name for name in report)
+
+
+def test_bfloat16_trains_as_float32_does_up_to_its_precision(trained: RDEResult) -> None:
+    config = TINY.model_copy(update={"precision": "bf16", "epochs": 1})
+    exact = TINY.model_copy(update={"epochs": 1})
+    losses = [train_rde(two_regimes()[0], TRAIN, VALIDATION, c, seed=1).metrics["validation_loss"]
+              for c in (config, exact)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert all(value.dtype == torch.float32 for value in trained.net.state_dict().values())
+
+
+def test_columns_are_scaled_by_the_training_windows(trained: RDEResult) -> None:
+    rows, _ = two_regimes()
+    seen = rows[window_ends(rows, TRAIN, 96, TINY.predict_steps)]
+    np.testing.assert_allclose(trained.net.centre.numpy(), seen.mean(axis=0, dtype=np.float64), atol=1e-5)
+    np.testing.assert_allclose(trained.net.scale.numpy(), seen.std(axis=0, dtype=np.float64), rtol=1e-5)
+    centre, scale = column_scale(rows[:500], np.array([-1.0] * 3 + [1.0] * 9, np.float32))
+    both = np.concatenate((rows[:500], rows[:500] * ([-1] * 3 + [1] * 9)))
+    np.testing.assert_allclose(centre, both.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(scale, both.std(axis=0), rtol=1e-4)
 
 
 def test_bad_input_is_one_clear_error() -> None:
