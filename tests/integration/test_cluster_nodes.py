@@ -1,0 +1,230 @@
+"""Several Ray nodes on one machine: a submitted job, a node without the table, and a node that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from tests.integration.test_quickstart import TINY
+from tests.integration.test_ray_job import BIN, free_port
+from tests.training_market import MarketOnDisk, small_settings
+from training.mappo.settings import MAPPOSettings
+from training.team_training import load_team
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+DRIVER = """
+import json, os, sys, time
+from pathlib import Path
+import ray
+from training.mappo.settings import MAPPOSettings
+from training.team_training import train_team
+work = Path(sys.argv[1])
+job = json.loads((work / "job.json").read_text())
+alone = {"num_cpus": 1, "include_dashboard": False} if os.environ["RAY_ADDRESS"] == "local" else {}
+ray.init(log_to_driver=False, **alone)
+def log(step, figures):
+    with (work / "steps").open("a") as stream:
+        stream.write(f"{step}\\n")
+    time.sleep(job["pause"])
+team = train_team(job["spec"], MAPPOSettings(**job["settings"]), work / "run", log)
+ray.shutdown()
+"""
+
+
+@dataclass
+class Nodes:
+    """A head without processors and what was started beside it."""
+
+    folder: Path
+    port: int
+    dashboard: int
+    environment: dict[str, str]
+    started: list[subprocess.Popen[bytes]]
+
+    def start(self, *arguments: str, hidden: Path | None = None, cache: str = "") -> subprocess.Popen[bytes]:
+        """`ray start`, with ports of its own; on a machine that does not see folder `hidden`, if given."""
+        number = len(self.started)
+        ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+                                                        "runtime-env-agent-port", "metrics-export-port")]
+        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
+                   f"--min-worker-port={21000 + 500 * number}", f"--max-worker-port={21499 + 500 * number}",
+                   f"--temp-dir={self.folder}", f"--object-store-memory={200 << 20}", *ports, *arguments]
+        if hidden is not None:
+            command = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none "{hidden}" && exec "$@"', "sh", *command]
+        environment = self.environment | ({"ALGOSPACE_CACHE": cache} if cache else {})
+        log = (self.folder / f"node-{number}.log").open("wb")
+        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.started.append(node)
+        return node
+
+    def head(self, dashboard: bool = False) -> None:
+        """The first node: it runs drivers only."""
+        self.start("--head", f"--port={self.port}", "--num-cpus=0", f"--dashboard-port={self.dashboard}",
+                   f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1")
+
+    def worker(self, hidden: Path | None = None, cache: str = "") -> subprocess.Popen[bytes]:
+        """A node of one processor."""
+        return self.start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1", hidden=hidden, cache=cache)
+
+    def wait_for(self, alive: int) -> None:
+        """Until that many nodes are alive."""
+        look = "import ray; ray.init(log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+        for _ in range(60):
+            done = subprocess.run([sys.executable, "-c", look], env=self.environment, capture_output=True,
+                                  text=True, check=False)
+            if done.stdout.strip() == str(alive):
+                return
+            time.sleep(1.0)
+        raise AssertionError(f"{alive} nodes did not come up: {done.stdout} {done.stderr[-2000:]}")
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # the names of sockets in it must be short
+    port, dashboard = free_port(), free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1",
+                   "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    cluster = Nodes(folder, port, dashboard, environment, [])
+    try:
+        yield cluster
+    finally:
+        for node in cluster.started:
+            if node.poll() is None:
+                node.terminate()
+        for node in cluster.started:
+            try:
+                node.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def descendants(process: int) -> list[int]:
+    """A process and its children, theirs, and so on."""
+    found = [process]
+    for number in found:
+        listing = Path(f"/proc/{number}/task/{number}/children")
+        if listing.is_file():
+            found += [int(child) for child in listing.read_text().split()]
+    return found
+
+
+def lose(node: subprocess.Popen[bytes]) -> None:
+    """Every process of the node at once, as when a spot machine is taken away."""
+    for process in descendants(node.pid):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def write_job(work: Path, market: MarketOnDisk, settings: MAPPOSettings, pause: float = 0.0) -> None:
+    work.mkdir(exist_ok=True)
+    job = {"spec": market.core_spec(), "settings": settings.model_dump(), "pause": pause}
+    (work / "job.json").write_text(json.dumps(job))
+
+
+def train(work: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (work / "driver.log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-c", DRIVER, str(work)], cwd=REPOSITORY, env=environment,
+                                stdout=log, stderr=log)
+
+
+def wait_for_steps(work: Path, driver: subprocess.Popen[bytes], count: int) -> None:
+    deadline = time.monotonic() + 300.0
+    while not ((work / "steps").is_file() and len((work / "steps").read_text().split()) >= count):
+        assert driver.poll() is None, (work / "driver.log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_same_team(first: Path, second: Path) -> None:
+    one, two = (dict(load_team(path / "run" / "team").module.state_dict()) for path in (first, second))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+
+
+def alone(work: Path, market: MarketOnDisk, settings: MAPPOSettings) -> None:
+    """The same training without runners, learners or other nodes."""
+    write_job(work, market, settings.model_copy(update={"num_env_runners": 0, "num_learners": 0}))
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+    driver = train(work, environment)
+    assert driver.wait(300) == 0, (work / "driver.log").read_text()[-3000:]
+
+
+def test_a_node_without_the_table_gets_a_copy_and_trains_to_the_same_bits(
+        nodes: Nodes, training_market: MarketOnDisk, tmp_path: Path) -> None:
+    probe = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("mount namespaces need root: no machine without the table can be simulated")
+    nodes.head()
+    nodes.worker(hidden=training_market.market.parent, cache=str(nodes.folder / "cache"))
+    nodes.wait_for(2)
+    settings = small_settings(num_env_runners=1)  # its only processor is on the node without the table
+    write_job(tmp_path / "cluster", training_market, settings)
+    driver = train(tmp_path / "cluster", nodes.environment)
+    assert driver.wait(300) == 0, (tmp_path / "cluster" / "driver.log").read_text()[-3000:]
+    copied = nodes.folder / "cache" / "tables" / training_market.digest
+    assert (copied / "market" / "close.npy").read_bytes() == (training_market.market / "close.npy").read_bytes()
+    alone(tmp_path / "alone", training_market, settings)
+    assert_same_team(tmp_path / "cluster", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("kind", ["runner", "learner"])
+def test_a_lost_node_ends_nothing_and_changes_nothing(nodes: Nodes, training_market: MarketOnDisk, tmp_path: Path,
+                                                      kind: str) -> None:
+    settings = small_settings(env_steps=128 * 20, checkpoint_every=5,
+                              **({"num_env_runners": 2} if kind == "runner" else {"num_learners": 1}))
+    nodes.head()
+    doomed = nodes.worker()
+    nodes.wait_for(2)
+    if kind == "runner":
+        nodes.worker()
+        nodes.wait_for(3)
+    work = tmp_path / "cluster"
+    write_job(work, training_market, settings, pause=0.2)
+    driver = train(work, nodes.environment)
+    wait_for_steps(work, driver, 5)
+    if kind == "learner":  # the machine that replaces it
+        nodes.worker()
+        nodes.wait_for(3)
+    lose(doomed)
+    assert driver.wait(400) == 0, (work / "driver.log").read_text()[-3000:]
+    steps = [int(step) for step in (work / "steps").read_text().split()]
+    assert steps == [128 * n for n in range(1, 21)]  # no iteration was repeated or left out
+    alone(tmp_path / "alone", training_market, settings)
+    assert_same_team(work, tmp_path / "alone")
+
+
+def test_a_job_submitted_to_several_nodes_trains_the_phases(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.head(dashboard=True)
+    nodes.worker()
+    nodes.worker()
+    nodes.wait_for(3)
+    run_dir = tmp_path / "job"
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "training.run",
+               "--config", "configs/quickstart.yaml", "--run-dir", str(run_dir), *TINY,
+               "core.mappo.num_env_runners=1", "core.mappo.num_learners=1"]
+    for _ in range(12):  # the head and its agent need a moment before they take jobs
+        done = subprocess.run(command, cwd=REPOSITORY, env=nodes.environment, capture_output=True, text=True,
+                              timeout=900, check=False)
+        if "Failed to connect" not in done.stderr and "No available agent" not in done.stderr:
+            break
+        time.sleep(5.0)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    for phase in ("rde", "mrms", "core"):
+        assert json.loads((run_dir / phase / "phase.json").read_text())["status"] == "finished"
