@@ -29,8 +29,8 @@ class CoreConfig(FrozenConfig):
     """Sizes of the core's networks.
 
     Biases of the first policy: `pass_bias` keeps voters near passing, `reject_bias` execution near rejecting;
-    `execute_bias` makes rejecting and closing less likely at the start, so that votes are heard. Without it most
-    of the voters' credit is noise, and a team stays flat where the same team with it learns.
+    `execute_bias` makes rejecting and closing less likely at the start, so that votes are heard at once: faster in
+    short runs, worse in long ones (docs/experiments/learning.md).
     """
 
     embedder: EmbedderKind = "tcn"
@@ -41,7 +41,7 @@ class CoreConfig(FrozenConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     pass_bias: float = 1.0
     reject_bias: float = 0.0
-    execute_bias: float = 4.0
+    execute_bias: float = 0.0
 
 
 class Shapes(NamedTuple):

@@ -46,7 +46,9 @@ class CoreEnvConfig(FrozenConfig):
     """Per contract and side in account currency; None takes the instrument's."""
     base_size: float = Field(default=1.0, gt=0)
     """Contracts in the risk unit (mean ATR x multiplier x base size) of full mechanics."""
-    shaping: Literal["none", "differential_sharpe", "differential_sortino", "drawdown"] = "none"
+    shaping: Literal["none", "differential_sharpe", "differential_sortino", "drawdown", "holding"] = "none"
+    """`holding` takes `shaping_weight` risk units for every step that ends with a position: a price for bearing
+    risk. Without one, a position without an edge costs nothing to keep, and a team has no reason to leave it."""
     shaping_weight: float = Field(default=0.0, ge=0)
     shaping_eta: float = Field(default=0.01, gt=0, lt=1)
     """Adaptation rate of the moving moments behind the differential ratios."""

@@ -201,7 +201,9 @@ class CoreEnv:
         reward = (float(self.account["equity"]) - equity) / self.risk_unit
         if self.config.shaping != "none":
             growth = float(self.account["peak"]) - float(self.account["equity"]) - drawdown
-            reward += self.config.shaping_weight * self._shaped(reward, growth)
+            holding = self.config.shaping == "holding"
+            term = -float(self.account["position"] != 0.0) if holding else self._shaped(reward, growth)
+            reward += self.config.shaping_weight * term
         truncated = self.config.decision_points == "synergy" and self.at_end
         self.alive = not (terminated or truncated)
         return reward, 0.0 if terminated else 1.0

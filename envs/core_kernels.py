@@ -20,9 +20,9 @@ from envs.prefetch import prefetch
 
 REJECT, EXECUTE, CLOSE = 0, 1, 2
 SHORT, PASS, LONG = 0, 1, 2
-SHARPE, SORTINO, DRAWDOWN = 1, 2, 3
+SHARPE, SORTINO, DRAWDOWN, HOLDING = 1, 2, 3, 4
 SHAPING_CODES = {"none": 0, "differential_sharpe": SHARPE, "differential_sortino": SORTINO,
-                 "drawdown": DRAWDOWN}
+                 "drawdown": DRAWDOWN, "holding": HOLDING}
 ACCOUNT_FEATURES = 8
 SHAPING_CLIP = 10.0
 START_LANE, SIGN_LANE = 0, 1
@@ -321,7 +321,10 @@ def execute_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: Any,
         reward = (account.equity - equity) / rules.risk_unit
         if rules.shaping != 0:
             growth = account.peak - account.equity - drawdown
-            reward += rules.shaping_weight * _shaped(batch.moments[e], rules, reward, growth)
+            if rules.shaping == HOLDING:
+                reward -= rules.shaping_weight * (account.position != 0.0)
+            else:
+                reward += rules.shaping_weight * _shaped(batch.moments[e], rules, reward, growth)
         alive = not (terminated or (rules.run_on and row >= ends[e]))
         pending[e] = has_order
         if has_order:

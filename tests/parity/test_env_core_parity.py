@@ -24,7 +24,7 @@ configs = st.builds(
     max_drawdown=st.sampled_from([0.05, 0.25]),
     limits=st.builds(LimitsConfig, risk_per_trade=st.sampled_from([0.02, 0.2]),
                      daily_loss=st.sampled_from([0.02, 0.05])),
-    shaping=st.sampled_from(["none", "differential_sharpe", "differential_sortino", "drawdown"]),
+    shaping=st.sampled_from(["none", "differential_sharpe", "differential_sortino", "drawdown", "holding"]),
     shaping_weight=st.just(0.3))
 
 
