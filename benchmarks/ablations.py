@@ -80,13 +80,14 @@ ABLATIONS: dict[str, Ablation] = {
     "gamma": Ablation("gamma .9", ("core.mappo.gamma=0.9",)),
     "dropout": Ablation("no dropout in the heads", ("core.net.dropout=0.0",)),
     "pass_bias": Ablation("voters start near passing", ("core.net.pass_bias=1.0",)),
+    "execute_bias": Ablation("execution starts by executing (bias 4)", ("core.net.execute_bias=4.0",)),
     "rde": Ablation("regime vectors are zeros", zero_regime=True),
     "mrms": Ablation("proposals are zeros (unit mechanics show them to execution, no more)", zero_proposals=True),
     "voters_1": Ablation("arbitrage alone decides", voters=1),
     "voters_2": Ablation("tactical and arbitrage must agree", voters=2),
     "lstm": Ablation("LSTM embedders", ("core.net.embedder=lstm",)),
     "transformer": Ablation("Transformer embedders", ("core.net.embedder=transformer",)),
-    "window": Ablation("tactical window 60", ("matrices.tactical_window=60",), remake=True),
+    "window": Ablation("tactical window 128", ("matrices.tactical_window=128",), remake=True),
     "columns": Ablation("no extra tactical columns", ("matrices.tactical_extra=[]",), remake=True),
 }
 
