@@ -108,11 +108,11 @@ def model_of(path: Path) -> type[FrozenConfig]:
     from training.config import RunConfig
     from training.evaluate_config import EvaluateConfig
     from training.tune_config import TuneConfig
-    from training.walk_forward.config import WalkForwardConfig
+    from training.walk_forward.config import WalkForwardRun
 
     models: dict[tuple[str, ...], type[FrozenConfig]] = {(): RunConfig, ("train",): RunConfig,
                                                          ("evaluate",): EvaluateConfig, ("serve",): ServeSettings,
-                                                         ("tune",): TuneConfig, ("walk",): WalkForwardConfig}
+                                                         ("tune",): TuneConfig, ("walk",): WalkForwardRun}
     folder = path.parent.relative_to(ROOT / "configs").parts
     assert folder in models, f"{path}: say here which model validates configs/{'/'.join(folder)}"
     return models[folder]
