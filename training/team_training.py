@@ -68,7 +68,7 @@ def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log:
                     if save_checkpoint(checkpoints, history, lambda path: save_algorithm(algorithm, path)):
                         saved = len(history)
                     interruption.obey()
-        weights = algorithm.team_weights()
+        weights = algorithm.final_weights()
         team = dict(algorithm.config.team)
     finally:
         algorithm.stop()

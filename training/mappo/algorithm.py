@@ -71,6 +71,7 @@ class MAPPO(PPO):
     def setup(self, config: Any) -> None:
         """RLlib's setup, after empty environment states."""
         self._env_steps = 0
+        self._average: tuple[int, dict[str, Any]] = (0, {})
         self.mappo_settings = MAPPOSettings(**config.settings)
         self._sampling = ShardSampling(self.mappo_settings.num_shards)
         self._offer = offer_to_other_nodes(config.team, self.mappo_settings.remote_actors)
@@ -99,9 +100,24 @@ class MAPPO(PPO):
         results = self._learners.update(
             batch=batch, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._env_steps})
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._average_weights()
         ended = time.perf_counter()
         self._log(columns, {"sample_seconds": sampled.seconds, "update_seconds": ended - started,
                             "env_steps_per_second": steps / (ended - begun)})
+
+    def _average_weights(self) -> None:
+        """Take the weights of the last part of training into their running mean."""
+        settings = self.mappo_settings
+        if self._env_steps <= (1.0 - settings.average_over) * settings.env_steps:
+            return
+        count, mean = self._average
+        weights = self.team_weights()
+        self._average = (count + 1, {name: w if count == 0 else mean[name] + (w - mean[name]) / (count + 1)
+                                     for name, w in weights.items()})
+
+    def final_weights(self) -> dict[str, Any]:
+        """What training leaves: the mean over the last `average_over` of it, or the last weights."""
+        return self._average[1] or self.team_weights()
 
     def _schedules(self, ahead: int) -> dict[str, float]:
         """What sampling needs of the schedules, `ahead` steps from now."""
@@ -121,7 +137,7 @@ class MAPPO(PPO):
             "explained_variance": explained_variance(columns["value_targets"][alive], columns["values"][alive]),
             "alive": float(alive.mean()),
         }
-        if self.config.team["kind"] == "core":
+        if self.config.team["kind"] in ("core", "joint"):
             values |= core_figures(columns)
         for name, value in values.items():
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
@@ -141,7 +157,8 @@ class MAPPO(PPO):
                   not_components: str | Collection[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the driver's own: environment states and counters."""
         state = super().get_state(components, not_components=not_components, **kwargs)
-        state[_STATE] = {"sampling": self._sampling.get_state(), "env_steps": self._env_steps}
+        state[_STATE] = {"sampling": self._sampling.get_state(), "env_steps": self._env_steps,
+                         "average": self._average}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -150,7 +167,7 @@ class MAPPO(PPO):
         super().set_state(state)
         self._learners.refresh()
         if own is not None:
-            self._env_steps = own["env_steps"]
+            self._env_steps, self._average = own["env_steps"], own["average"]
             self._sampling.set_state(own["sampling"])
 
 

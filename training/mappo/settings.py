@@ -72,6 +72,8 @@ class MAPPOSettings(FrozenConfig):
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: networks under autocast on a GPU, losses in float32."""
     torch_threads: Count = 1
+    average_over: Share = 0.0
+    """Share of training, at its end, whose weights are averaged into the final ones (Polyak and Juditsky 1992)."""
     overlap: bool = False
     """Sample the next batch beside the update, so with the weights from before it; ratios are against the policy
     that acted. One more core, one update of delay."""
