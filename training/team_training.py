@@ -158,7 +158,11 @@ def load_team(folder: Path) -> TrainedTeam:
         raise BundleError(f"{folder / _WEIGHTS}: not the content that was saved; train the team again")
     spec = _beside(folder, document["spec"])
     module = build_team_module(spec)
-    module.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
+    try:
+        module.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
+    except RuntimeError as error:
+        raise BundleError(f"{folder}: a team of networks that this version builds otherwise; train it again "
+                          f"({str(error).splitlines()[-1].strip()})") from None
     return TrainedTeam(spec, module, document["metrics"])
 
 

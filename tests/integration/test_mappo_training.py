@@ -1,5 +1,6 @@
 """A training run is a function of its seed: whoever samples, whatever is killed, wherever it is continued."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,12 @@ def test_team_training_resumes_from_its_checkpoint(training_market: MarketOnDisk
     assert team.metrics["env_steps"] == 512.0
     assert not (tmp_path / "checkpoint").exists()
     assert_equal_weights(dict(load_team(tmp_path / "team").module.state_dict()), reference[0])
-    weights = tmp_path / "team" / "weights.pt"
+    weights, document = tmp_path / "team" / "weights.pt", tmp_path / "team" / "team.json"
+    text = document.read_text()
+    document.write_text(re.sub(r'"hidden": \d+', '"hidden": 7', text))
+    with pytest.raises(BundleError, match="builds otherwise"):
+        load_team(tmp_path / "team")
+    document.write_text(text)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match="not the content that was saved"):
         load_team(tmp_path / "team")
