@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.core_kernels import agreed_direction
 from training.mappo.gae import gae
+from training.mappo.learner import pivotal
 from training.mappo.loss import huber, mappo_loss, mappo_loss_plain, standardise
 
 
@@ -170,6 +172,16 @@ def test_standardised_advantages(seed: int) -> None:
     assert not out[~valid].any()
     if valid.sum() >= 2:
         np.testing.assert_allclose(out[valid], (x[valid] - x[valid].mean()) / x[valid].std(ddof=1), atol=1e-4)
+
+
+def test_a_vote_is_pivotal_exactly_where_it_could_change_the_opportunity() -> None:
+    every = torch.cartesian_prod(*(torch.arange(3),) * 4)
+    found = pivotal(every)
+    for votes, answer in zip(every.tolist(), found.tolist(), strict=True):
+        for voter in range(3):
+            outcomes = {agreed_direction(*votes[:voter], other, *votes[voter + 1: 3]) for other in range(3)}
+            assert answer[voter] == (len(outcomes) > 1)
+        assert answer[3]
 
 
 def test_huber_is_quadratic_then_linear() -> None:

@@ -81,6 +81,8 @@ class MAPPOLearner(PPOTorchLearner):
         alive = data["alive"]
         if not self.settings.death_masking:
             data["valid"] = alive.unsqueeze(-1).expand_as(data["valid"])
+        if self.settings.pivotal_votes and self.config.team["kind"] in ("core", "joint"):
+            data["valid"] = data["valid"] & pivotal(data["actions"]).to(alive.device)
         targets = data["value_targets"][alive]
         moments = self._moments(targets)
         data["values"] = norm.normalise(data["values"])
@@ -143,6 +145,16 @@ class MAPPOLearner(PPOTorchLearner):
         losses = ", ".join(f"{name} {float(part):.4g}" for name, part in parts._asdict().items())
         raise NonFiniteError(f"the {where} is not finite ({losses}); the last checkpoint is intact: lower "
                              f"the learning rate and resume")
+
+
+def pivotal(actions: torch.Tensor) -> torch.Tensor:
+    """Actions (..., 4) of the core team -> bool, the same shape: whether a vote could have changed the majority.
+
+    Two of three decide, so a vote counts exactly where the other two differ. Execution always counts.
+    """
+    first, second, third, _ = actions.unbind(-1)
+    return torch.stack((second != third, first != third, first != second, torch.ones_like(first, dtype=torch.bool)),
+                       -1)
 
 
 def _tensor(name: str, array: Any, device: torch.device) -> torch.Tensor:

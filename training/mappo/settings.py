@@ -68,6 +68,9 @@ class MAPPOSettings(FrozenConfig):
     mirror: bool = True
     num_env_runners: int = Field(0, ge=0)
     num_learners: int = Field(0, ge=0)
+    pivotal_votes: bool = True
+    """A vote is learnt from only where the other two differ: elsewhere it changes nothing, and its share of the
+    gradient is zero on average and noise in every sample."""
     gpus_per_learner: float = Field(0.0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: networks under autocast on a GPU, losses in float32."""
