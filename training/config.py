@@ -118,8 +118,9 @@ class BacktestConfig(FrozenConfig):
 
 
 class TuningConfig(FrozenConfig):
-    """The sweep that chose these values, kept because the best of many trials is partly luck: the deflated Sharpe
-    ratio needs their number and their Sharpe ratios per bar on the validation split. Written by `algospace tune`."""
+    """The sweep that chose these values, kept because the best of many trials is partly luck: the deflated
+    Sharpe ratio needs their number and their Sharpe ratios per bar on the validation split. Written by
+    `algospace tune`."""
 
     sweep: str
     config_hash: str

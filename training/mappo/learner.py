@@ -153,8 +153,8 @@ def pivotal(actions: torch.Tensor) -> torch.Tensor:
     Two of three decide, so a vote counts exactly where the other two differ. Execution always counts.
     """
     first, second, third, _ = actions.unbind(-1)
-    return torch.stack((second != third, first != third, first != second, torch.ones_like(first, dtype=torch.bool)),
-                       -1)
+    always = torch.ones_like(first, dtype=torch.bool)
+    return torch.stack((second != third, first != third, first != second, always), -1)
 
 
 def _tensor(name: str, array: Any, device: torch.device) -> torch.Tensor:
