@@ -100,8 +100,8 @@ class LSTMEmbedder(Embedder):
 class RecurrentLSTMEmbedder(LSTMEmbedder):
     """An LSTM that runs along a segment after a burn-in of one window: many times faster to train than `lstm`.
 
-    Step t of a segment remembers t rows more than its window holds, so training and serving do not compute the same
-    function; how far they are apart depends on what the network has learnt to remember and has to be measured.
+    Step t of a segment remembers t rows more than its window holds, so training and serving do not compute the
+    same function; how far they are apart depends on what the network has learnt to remember: measure it.
     """
 
     def embed_segment(self, x: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,7 @@ def test_a_reward_that_is_no_number_names_environment_and_row() -> None:
     columns = {"rewards": np.zeros((3, 4), np.float32), "rows": np.arange(12).reshape(3, 4) + 100}
     require_finite_rewards(columns)
     columns["rewards"][2, 1] = np.nan
-    with pytest.raises(NonFiniteError, match="environment 2 at table row 109.*is nan"):
+    with pytest.raises(NonFiniteError, match=r"environment 2 at table row 109.*is nan"):
         require_finite_rewards(columns)
 
 
