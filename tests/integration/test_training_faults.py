@@ -76,6 +76,7 @@ def kill_learner(algo: MAPPO, number: int = 0) -> None:
     os.kill(process_of(algo.learner_group._workers[number]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_runner_killed_as_the_kernel_kills_changes_nothing(training_market: MarketOnDisk,
                                                             undisturbed: Weights) -> None:
     killed = run(training_market.core_spec(), small_settings(num_env_runners=1), disturb={2: kill_runner})
@@ -151,6 +152,7 @@ def test_a_learner_killed_in_the_middle_of_an_update_loses_nothing(training_mark
     assert_equal(killed, whole)
 
 
+@pytest.mark.slow
 def test_without_room_for_learners_the_driver_learns_and_gives_back(training_market: MarketOnDisk,
                                                                     undisturbed: Weights,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
