@@ -57,7 +57,8 @@ class Ablation:
 
     `remake`: the change reaches the tables, so tables, RDE and M-RMS are made again for it.
     `zero_regime`, `zero_proposals`: the experts' columns hold zeros, in training and in the test.
-    `voters`: how many of the three decide; 2: strategic always passes, 1: arbitrage's vote stands for all three.
+    `voters`: how many of the three decide; 2: strategic always passes, 1: arbitrage's vote stands for all three
+    (the stored votes are those before that, so what is pivotal cannot be told from them).
     """
 
     what: str
@@ -78,13 +79,15 @@ ABLATIONS: dict[str, Ablation] = {
     "entropy": Ablation("entropy bonus .01 throughout", ("core.mappo.entropy=0.01",)),
     "lambda": Ablation("lambda .95", ("core.mappo.gae_lambda=0.95",)),
     "gamma": Ablation("gamma .9", ("core.mappo.gamma=0.9",)),
-    "dropout": Ablation("no dropout in the heads", ("core.net.dropout=0.0",)),
+    "dropout": Ablation("dropout .1 in the heads", ("core.net.dropout=0.1",)),
+    "average": Ablation("the last weights, not averaged ones", ("core.mappo.average_over=0.0",)),
     "pass_bias": Ablation("voters start near passing", ("core.net.pass_bias=1.0",)),
+    "pivotal": Ablation("votes that decide nothing are learnt from too", ("core.mappo.pivotal_votes=false",)),
     "execute_bias": Ablation("execution starts by executing (bias 4)", ("core.net.execute_bias=4.0",)),
     "rde": Ablation("regime vectors are zeros", zero_regime=True),
     "mrms": Ablation("proposals are zeros (unit mechanics show them to execution, no more)", zero_proposals=True),
-    "voters_1": Ablation("arbitrage alone decides", voters=1),
-    "voters_2": Ablation("tactical and arbitrage must agree", voters=2),
+    "voters_1": Ablation("arbitrage alone decides", ("core.mappo.pivotal_votes=false",), voters=1),
+    "voters_2": Ablation("tactical and arbitrage must agree", ("core.mappo.pivotal_votes=false",), voters=2),
     "lstm": Ablation("LSTM embedders", ("core.net.embedder=lstm",)),
     "transformer": Ablation("Transformer embedders", ("core.net.embedder=transformer",)),
     "window": Ablation("tactical window 128", ("matrices.tactical_window=128",), remake=True),
