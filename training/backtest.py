@@ -20,7 +20,7 @@ from algospace.features import build
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import assemble
 from algospace.marketdata import read_source
-from algospace.types import AnyArray, Float32Array
+from algospace.types import AnyArray, Float32Array, FloatArray
 from serving.bundle import Bundle
 from serving.policy import BundlePolicy
 from training.dataset import nanoseconds
@@ -32,10 +32,12 @@ UNGATED = "ungated"
 def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Path, *, title: str,
              regime_vectors: Float32Array | None = None, supervised: AnyArray | None = None,
              gate: dict[str, Any] | None = None, unit: dict[str, Any] | None = None,
-             notes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Any]:
+             notes: tuple[str, ...] = (), seed: int = 0,
+             trial_sharpes: FloatArray | None = None) -> dict[str, Any]:
     """Run rows [start, stop) of `table` with the bundle's team, gate and limits; write report.json and .html.
 
-    supervised: positions (stop - start,) of a classifier fitted on the training split. Returns the document.
+    supervised: positions (stop - start,) of a classifier fitted on the training split. trial_sharpes: per bar,
+    of every configuration that a sweep tried. Returns the document.
     """
     env = bundle.manifest.env
     policy = BundlePolicy(bundle, table, seed=seed, regime_vectors=regime_vectors)
@@ -51,7 +53,7 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
     hashes = {"bundle": bundle.id, "config": bundle.manifest.config_hash, "data": bundle.manifest.data_hash,
               "git commit": bundle.manifest.git_commit}
     document = backtest_result(result, baselines, hashes=hashes, title=title, gate=gate, unit=unit, notes=notes,
-                               seed=seed)
+                               seed=seed, trial_sharpes=trial_sharpes)
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, document, curves_of(result, baselines))
     return document

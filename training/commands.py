@@ -13,6 +13,7 @@ from rich.console import Console
 from algospace.errors import ConfigError
 from training.evaluate_commands import evaluate
 from training.joint_commands import train_jointly
+from training.promotion_commands import promote
 from training.tracking_commands import tracking
 from training.tune_commands import tune
 from training.walk_forward_commands import walk_forward
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
     app.command("select")(select)
     app.command("tune")(tune)
+    app.command("promote")(promote)
     app.command("quickstart")(quickstart)
     app.command("walk-forward")(walk_forward)
     app.add_typer(tracking, name="tracking")

@@ -59,7 +59,7 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
                     notes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Any]:
     """The JSON document of a backtest.
 
-    hashes: config, data, bundle, git commit. trial_sharpes: per-period Sharpe ratios of every configuration
+    hashes: config, data, bundle, git commit. trial_sharpes: Sharpe ratios per bar of every configuration
     tried, for the deflated Sharpe; pbo: probability of overfitting over those. gate: `reliability` {predicted,
     observed, counts}, `risk_coverage` {coverage, risk, base_risk} and scalar figures (ece, lift, threshold).
     unit: scores of the unit run on synthetic data.
@@ -89,10 +89,15 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
 
 
 def significance(run: SessionResult, trial_sharpes: FloatArray | None, seed: int = 0) -> dict[str, Any]:
-    """Bootstrap intervals and Sharpe probabilities on daily returns (on bars if there are under 20 days)."""
+    """Bootstrap intervals and Sharpe probabilities on daily returns (on bars if there are under 20 days).
+
+    trial_sharpes: per bar, of every configuration tried; they are scaled to the period of the returns.
+    """
     returns, per_year, unit = _returns_for_tests(run)
     intervals = stationary_bootstrap(returns, per_year, seed=seed)
-    deflated = deflated_sharpe(returns, trial_sharpes) if trial_sharpes is not None and returns.size > 2 else None
+    deflated = None
+    if trial_sharpes is not None and returns.size > 2:
+        deflated = deflated_sharpe(returns, trial_sharpes * np.sqrt(len(run) / returns.size))
     return {
         "returns": unit,
         "annual_return": intervals["mean"].as_dict(),

@@ -1,0 +1,99 @@
+"""A promotion is earned: the alias moves if every check passes, and the checks stay with the version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from algospace.errors import ConfigError
+from training.config import RunConfig
+from training.promotion import MODEL, promote
+from training.tracking import Tracker, TrackingConfig
+from training.tracking_store import connect
+
+CONFIG = RunConfig(name="tried", market={"instrument": "SYNTH", "synthetic": {}},
+                   tracking=TrackingConfig(experiment="promotion"))
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    return {"policy": {"trades": 40, "net_pnl": 900.0}, "hashes": {"bundle": "b" * 64},
+            "baselines": {"buy_and_hold": {"net_pnl": 100.0}, "momentum": {"net_pnl": -50.0}},
+            "significance": {"deflated_sharpe": 0.97, "probabilistic_sharpe": 0.99, "trials": 8},
+            "gate": {"promise_kept": True, "threshold": 0.6}, **changes}
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    return {"config_hash": CONFIG.digest(), "controls": {"martingale": {}}, "failures": [], **changes}
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder whose history holds one registered bundle."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "weights").write_text("w")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG.model_dump(mode="json")))
+    with Tracker.open(CONFIG.tracking, folder, CONFIG.name, {}, CONFIG.digest()) as tracker:
+        (folder / "run.json").write_text(json.dumps({"mlflow_run_id": tracker.run_id,
+                                                     "config_hash": CONFIG.digest()}))
+        with tracker.child("backtest", {}, {"bundle": "b" * 64}) as run:
+            run.register_model(MODEL, folder / "bundle", "candidate", {"net_pnl": 900.0}, "tried")
+    return folder
+
+
+def prepared(folder: Path, tmp_path: Path, found: dict[str, Any], judged: dict[str, Any]) -> Path:
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "report.json").write_text(json.dumps(found))
+    (tmp_path / "report.json").write_text(json.dumps(judged))
+    return tmp_path
+
+
+def champion(folder: Path) -> Any:
+    client, _ = connect(f"sqlite:///{folder / 'mlflow.db'}", "promotion", folder / "mlartifacts")
+    aliases = client.get_registered_model(MODEL).aliases
+    return aliases.get("champion"), client.get_model_version(MODEL, aliases["candidate"]).tags
+
+
+FAILING = [
+    (report(policy={"trades": 0, "net_pnl": 900.0}), evaluation(), "beats_baselines"),
+    (report(policy={"trades": 5, "net_pnl": 99.0}), evaluation(), "beats_baselines"),
+    (report(significance={"deflated_sharpe": 0.9, "probabilistic_sharpe": 0.99, "trials": 8}), evaluation(),
+     "deflated_sharpe"),
+    (report(significance={"deflated_sharpe": None, "probabilistic_sharpe": None, "trials": 1}), evaluation(),
+     "deflated_sharpe"),
+    (report(gate={"promise_kept": False, "threshold": 0.9}), evaluation(), "gate"),
+    (report(), evaluation(controls={}), "control"),
+    (report(), evaluation(failures=["martingale control: in the market"]), "control"),
+    (report(), evaluation(config_hash="0" * 64), "control"),
+]
+
+
+@pytest.mark.parametrize(("found", "judged", "name"), FAILING)
+def test_one_failed_check_leaves_the_alias_and_is_recorded(registered: Path, tmp_path: Path, found: dict[str, Any],
+                                                           judged: dict[str, Any], name: str) -> None:
+    result = promote(registered, prepared(registered, tmp_path, found, judged))
+    assert [check.name for check in result.checks if not check.passed] == [name]
+    assert not result.promoted
+    moved, tags = champion(registered)
+    assert moved is None
+    assert tags[f"check.{name}"].startswith("failed")
+
+
+def test_nothing_is_promoted_without_its_papers(registered: Path, tmp_path: Path) -> None:
+    folder = prepared(registered, tmp_path, report(hashes={"bundle": "c" * 64}), evaluation())
+    with pytest.raises(ConfigError, match="not registered there"):
+        promote(registered, folder)
+    with pytest.raises(ConfigError, match="no such file"):
+        promote(registered, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="train the run to its end"):
+        promote(tmp_path, folder)
+
+
+def test_every_check_passed_moves_the_alias(registered: Path, tmp_path: Path) -> None:
+    result = promote(registered, prepared(registered, tmp_path, report(), evaluation()))
+    assert result.promoted
+    moved, tags = champion(registered)
+    assert str(moved) == result.version
+    assert tags["check.control"].startswith("passed")
