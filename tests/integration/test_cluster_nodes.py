@@ -84,8 +84,11 @@ class Nodes:
         """Until that many nodes are alive."""
         look = "import ray; ray.init(log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
         for _ in range(60):
-            done = subprocess.run([sys.executable, "-c", look], env=self.environment, capture_output=True,
-                                  text=True, check=False)
+            for number, node in enumerate(self.started):
+                log = (self.folder / f"node-{number}.log").read_text(errors="replace")[-2000:]
+                assert node.poll() is None, f"node {number} ended at its start: {log}"
+            done = subprocess.run(["timeout", "60", sys.executable, "-c", look], env=self.environment,
+                                  capture_output=True, text=True, check=False)
             if done.stdout.strip() == str(alive):
                 return
             time.sleep(1.0)
