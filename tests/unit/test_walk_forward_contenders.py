@@ -15,6 +15,7 @@ from algospace.instruments import instrument
 from envs.config import CoreEnvConfig
 from tests.session_market import ReplayPolicy, random_orders, random_table
 from training.walk_forward.contenders import (
+    RANDOM,
     Stretch,
     daily_profit,
     daily_risk,
@@ -116,7 +117,10 @@ def test_a_team_that_never_trades_makes_idle_random_traders() -> None:
     nothing = random_orders(10, market.table, START, STOP, rate=0.0)
     idle = run_precomputed(market.table, START, STOP, nothing, market.venue)
     assert np.array_equal(idle.equity, run_nothing(market).equity)
-    assert not any(draws.any() for draws in run_random(market, idle, np.arange(3)).values())
+    draws = run_random(market, idle, np.arange(3))
+    shape = (3, daily_profit(idle)[0].size)
+    assert {name: rows.shape for name, rows in draws.items()} == dict.fromkeys(RANDOM, shape)
+    assert not any(rows.any() for rows in draws.values())
 
 
 def test_scales_bring_each_contender_to_the_same_risk() -> None:

@@ -33,6 +33,7 @@ from envs.config import CoreEnvConfig
 
 POLICY, UNGATED, ONE_CONTRACT = "policy", "ungated", "one_contract"
 TEAM = (POLICY, UNGATED)
+RANDOM = ("random", "random_mrms")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def run_random(stretch: Stretch, like: SessionResult, seeds: IntArray) -> dict[s
     """Daily profits (seeds, days) of random entries with the turnover and the exposure of `like`."""
     n, turnover = stretch.stop - stretch.start, turnover_of(like)
     exposure = float(np.mean(like.position != 0.0))
-    found: dict[str, list[FloatArray]] = {"random": [], "random_mrms": []}
+    if exposure == 0.0:  # who imitates an idle team does nothing
+        return {name: np.zeros((seeds.size, np.unique(like.day).size)) for name in RANDOM}
+    found: dict[str, list[FloatArray]] = {name: [] for name in RANDOM}
     for seed in seeds:
         side = random_positions(n, turnover, int(seed), exposure)
         plain = run_positions(stretch.table, stretch.start, stretch.stop, side, stretch.venue,
