@@ -2,6 +2,6 @@
 
 from algospace.compiled import use_versioned_cache
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 use_versioned_cache()
