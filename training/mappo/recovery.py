@@ -54,16 +54,14 @@ class LearnerGuard:
         """LearnerGroup.update; the state after it is kept with the driver."""
         if self._wanted == 0:
             return list(self._group.update(**kwargs))
-        if len(self._group) < self._wanted and _room(self._algorithm.config, self._wanted - len(self._group)):
-            self._state = self._group.get_state()
-            self._rebuild(self._wanted)
+        missing = self._wanted - len(self._group)
 
         def attempt() -> tuple[list[Any], dict[str, Any]]:
             with _watched(self._group):
                 results = list(self._group.update(**kwargs))
             return results, self._group.get_state()
 
-        results, self._state = self.call(attempt)
+        results, self._state = self.call(attempt, grow=missing > 0 and _room(self._algorithm.config, missing))
         return results
 
     def weights(self, module_id: str) -> dict[str, Any]:
@@ -74,23 +72,29 @@ class LearnerGuard:
 
     def refresh(self) -> None:
         """The learners' state was set from outside (a checkpoint): take it over."""
-        if self._group.is_remote:
+        if self._wanted:  # also where the driver learns in their place
             self._state = self._group.get_state()
 
-    def call(self, work: Callable[[], T]) -> T:
-        """`work`, repeated from the kept state as often as learners die in it; other errors pass."""
+    def call(self, work: Callable[[], T], grow: bool = False) -> T:
+        """`work`, repeated from the kept state as often as learners die in it or at their start; other errors
+        pass. grow: on a new group in any case, because there is room for more learners."""
+        stale, fault = grow, None
         for _ in range(_ATTEMPTS):
             try:
+                if stale:
+                    self._rebuild()
+                    stale = False
                 self._require_whole()
                 return work()
             except _FAULTS as error:
-                if not self._group.is_remote or not _dead(self._group):
+                if not stale and not (self._group.is_remote and _dead(self._group)):
                     raise
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 warnings.warn(f"a learner was lost ({reason}); the learners start again from the state before "
                               f"this update, which is repeated", RecoveryWarning, stacklevel=3)
-                self._rebuild(_learners_with_room(self._algorithm.config, self._wanted))
-        raise InternalError(f"learners died in {_ATTEMPTS} attempts at one update; the last checkpoint is intact")
+                stale, fault = True, error
+        raise InternalError(f"learners died in {_ATTEMPTS} attempts at one update; the last checkpoint is "
+                            f"intact") from fault
 
     def _require_whole(self) -> None:
         """RLlib skips learners that it believes ill, and answers with nothing: look first."""
@@ -101,12 +105,13 @@ class LearnerGuard:
             for actor in group._worker_manager.actors():
                 group._worker_manager.set_actor_state(actor, healthy=True)
 
-    def _rebuild(self, num_learners: int) -> None:
-        """End the old group, start one of `num_learners`, give it the kept state."""
+    def _rebuild(self) -> None:
+        """End the old group, start one of as many learners as there is room for, give it the kept state."""
         old = self._group
         spec = old._module_spec
-        end_learners(old)
+        end_learners(old)  # first: the living ones hold the processors that the new group needs
         config = self._algorithm.config.copy(copy_frozen=False)
+        num_learners = _learners_with_room(config, self._wanted)
         config.learners(num_learners=num_learners)
         self._algorithm.learner_group = config.build_learner_group(rl_module_spec=spec)
         assert self._state is not None
@@ -150,13 +155,16 @@ def _watched(group: Any) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        pings = [actor.__ray_ready__.remote() for actor in group._workers]  # answered after the update, or failed
+        pings = [actor.__ray_ready__.remote() for actor in group._workers]
         while not done.wait(WATCH_SECONDS):
             ready, _ = ray.wait(pings, num_returns=len(pings), timeout=0)
             if any(_failed(ping) for ping in ready):
                 for actor in group._workers:
                     ray.kill(actor)
                 return
+            # a ping sent before the update is answered before it, and would say nothing of what comes after
+            pings = [actor.__ray_ready__.remote() if ping in ready else ping
+                     for actor, ping in zip(group._workers, pings, strict=True)]
 
     thread = threading.Thread(target=watch, name="learner-watch", daemon=True)
     thread.start()
