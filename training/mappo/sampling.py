@@ -8,6 +8,7 @@ therefore equal to the bit on 0, 1 or 2 runners, and whether they were sampled b
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import ray
 
 from algospace.types import AnyArray
+from training.mappo.recovery import RecoveryWarning
 from training.mappo.runner import EnvState, TeamRunner
 
 _ATTEMPTS = 100
@@ -88,6 +90,9 @@ class ShardSampling:
             todo -= done.keys()
             if not todo:
                 break
+        if todo and not self._alone:
+            warnings.warn("no runner answers; the driver samples in their place until one comes back",
+                          RecoveryWarning, stacklevel=2)
         self._alone = bool(todo)
         if todo:  # no runner is left for these shards, and none came back: the driver samples them itself
             done.update(_local(group, [call for call in calls if call["shard"] in todo], weights))
