@@ -173,14 +173,15 @@ class MAPPO(PPO):
 
 def core_figures(columns: dict[str, AnyArray]) -> dict[str, float]:
     """Behaviour of a batch (B, T): share of bars in the market, change of position per bar, share of decisions
-    that open or close something; per voter, the share of its directions that the team's majority shares."""
+    that open or close something; `agreement`: size of the mean vote, 1 where all voters name one direction; per
+    voter, the share of its directions that the team's majority shares."""
     position, votes = columns["account"][..., 0], columns["actions"][..., :3].astype(np.int8) - 1
     majority = np.sign((votes > 0).sum(-1) // 2 - (votes < 0).sum(-1) // 2)
     figures = {"exposure": float((np.abs(position) > 1e-6).mean()),
                "turnover": float(np.abs(np.diff(position, axis=1)).mean()),
                "opportunity": float((majority != 0).mean()),
                "accepted": _share(columns["actions"][..., 3] == 1, (majority != 0) & columns["valid"][..., 3]),
-               "agreement": float((np.abs(votes).mean(-1)).mean())}
+               "agreement": float(np.abs(votes.mean(-1)).mean())}
     for agent, name in enumerate(VOTERS):
         figures[f"agreement_{name}"] = _share(votes[..., agent] == majority, votes[..., agent] != 0)
     return figures
