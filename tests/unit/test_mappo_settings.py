@@ -63,3 +63,9 @@ def test_value_norm_travels_in_the_state_dict() -> None:
     norm.update(torch.tensor(2.0), torch.tensor(8.0))
     other.load_state_dict(norm.state_dict())
     assert other.statistics() == norm.statistics()
+
+
+def test_bf16_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="bf16 needs a GPU"):
+        MAPPOSettings(precision="bf16")
+    assert MAPPOSettings(precision="bf16", gpus_per_learner=0.5).precision == "bf16"

@@ -150,7 +150,8 @@ class MAPPOLearner(PPOTorchLearner):
 def pivotal(actions: torch.Tensor) -> torch.Tensor:
     """Actions (..., 4) of the core team -> bool, the same shape: whether a vote could have changed the majority.
 
-    Two of three decide, so a vote counts exactly where the other two differ. Execution always counts.
+    Two of three decide, so that is exactly where the other two differ. Execution always counts. Execution reads
+    all votes, so a vote outside can still matter a little: leaving it out trades that bias for less noise.
     """
     first, second, third, _ = actions.unbind(-1)
     always = torch.ones_like(first, dtype=torch.bool)

@@ -69,8 +69,9 @@ class MAPPOSettings(FrozenConfig):
     num_env_runners: int = Field(0, ge=0)
     num_learners: int = Field(0, ge=0)
     pivotal_votes: bool = True
-    """A vote is learnt from only where the other two differ: elsewhere it changes nothing, and its share of the
-    gradient is zero on average and noise in every sample."""
+    """A vote is learnt from only where the other two differ: elsewhere it does not change the majority, and its
+    share of the gradient is mostly noise. Not all of it: execution sees the votes themselves, and what a vote
+    brings about by that way alone is left out, a bias."""
     gpus_per_learner: float = Field(0.0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: networks under autocast on a GPU, losses in float32."""
@@ -89,6 +90,8 @@ class MAPPOSettings(FrozenConfig):
                               f"({self.num_shards * self.envs_per_shard})")
         if not all(0.0 <= bound <= 1.0 for bound in (self.gae_lambda.start, self.gae_lambda.end)):
             raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
+        if self.precision == "bf16" and self.gpus_per_learner == 0.0:
+            raise ValueError("precision bf16 needs a GPU (gpus_per_learner above 0); on a CPU use float32")
         return self
 
     @property
