@@ -7,7 +7,8 @@
 
 The hash covers the experts' columns and, through their manifest, every column of the market table; each file is
 verified while it is written, and the folder appears under its name only when it is complete. Arrays derived from
-a table (`shared_arrays`) are made by one process per node too. The cache keeps the KEPT folders used last.
+a table (`shared_arrays`) are made by one process per node too, and again by another version of the code that makes
+them. The cache keeps the KEPT folders used last.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +39,7 @@ WAIT_SECONDS = 60.0
 KEPT = 8
 _COMPLETE, _PARTS = "complete.json", ("market", "experts")
 _MANIFEST, _EXPERTS = "manifest.json", "experts.json"
+_MAKERS = ("tables.py", "markets.py")  # the code that derives arrays
 
 
 class TableSource(Protocol):
@@ -125,7 +128,7 @@ def shared_arrays(digest: str, kind: str, make: Callable[[], dict[str, AnyArray]
 
     The maps are copy-on-write: writing to one changes this process's copy only.
     """
-    target = cache_root() / f"{digest}.{kind}"
+    target = cache_root() / f"{digest}.{kind}.{_code_hash()[:12]}"
 
     def write(part: Path) -> None:
         for name, values in make().items():
@@ -133,6 +136,13 @@ def shared_arrays(digest: str, kind: str, make: Callable[[], dict[str, AnyArray]
 
     _once(target, write)
     return {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in sorted(target.glob("*.npy"))}
+
+
+@lru_cache(maxsize=1)
+def _code_hash() -> str:
+    """The cache outlives an upgrade: arrays that older code derived must not pass for today's."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _MAKERS)).hexdigest()
 
 
 def _actor_name(digest: str) -> str:
