@@ -33,11 +33,11 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
              regime_vectors: Float32Array | None = None, supervised: AnyArray | None = None,
              gate: dict[str, Any] | None = None, unit: dict[str, Any] | None = None,
              notes: tuple[str, ...] = (), seed: int = 0,
-             trial_sharpes: FloatArray | None = None) -> dict[str, Any]:
+             trial_sharpes: FloatArray | None = None, trials: int = 1) -> dict[str, Any]:
     """Run rows [start, stop) of `table` with the bundle's team, gate and limits; write report.json and .html.
 
     supervised: positions (stop - start,) of a classifier fitted on the training split. trial_sharpes: per bar,
-    of every configuration that a sweep tried. Returns the document.
+    of every configuration that a sweep scored; trials: how many it tried. Returns the document.
     """
     env = bundle.manifest.env
     policy = BundlePolicy(bundle, table, seed=seed, regime_vectors=regime_vectors)
@@ -53,7 +53,7 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
     hashes = {"bundle": bundle.id, "config": bundle.manifest.config_hash, "data": bundle.manifest.data_hash,
               "git commit": bundle.manifest.git_commit}
     document = backtest_result(result, baselines, hashes=hashes, title=title, gate=gate, unit=unit, notes=notes,
-                               seed=seed, trial_sharpes=trial_sharpes)
+                               seed=seed, trial_sharpes=trial_sharpes, trials=trials)
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, document, curves_of(result, baselines))
     return document

@@ -99,7 +99,8 @@ def _full_run(config: RunConfig, run_dir: Path, dataset: Dataset, bundle: Bundle
         bundle, table, split.start, stop, run_dir / "report", title=f"{config.name}: full run on unseen data",
         regime_vectors=vectors, supervised=_supervised(config, run_dir, dataset, split, stop), gate=gate,
         unit=unit, notes=notes, seed=config.seed,
-        trial_sharpes=None if config.tuning is None else np.asarray(config.tuning.sharpes))
+        trial_sharpes=None if config.tuning is None else np.asarray(config.tuning.sharpes, np.float64),
+        trials=1 if config.tuning is None else config.tuning.trials)
 
 
 def _supervised(config: RunConfig, run_dir: Path, dataset: Dataset, test: Split, stop: int) -> AnyArray | None:

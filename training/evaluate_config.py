@@ -91,7 +91,10 @@ def load_evaluation(path: Path | str, overrides: tuple[str, ...] = (), **changes
     source = path.parent / plan.train
     run = parse_config(RunConfig, read_yaml(source), [*plan.overrides, *overrides], source=str(source))
     check(run, plan.train_seeds, plan.judging)
-    return Evaluation(plan=plan, run=run)
+    evaluation = Evaluation(plan=plan, run=run)
+    if plan.controls:
+        check(evaluation.control_run, plan.train_seeds[:1], evaluation.control_judging)
+    return evaluation
 
 
 def changed(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:

@@ -2,7 +2,8 @@
 
     traded and beat    the full run on unseen data traded, and ended above every baseline, net of costs
     deflated Sharpe    at least .95, with the number of trials of the sweep that chose the configuration
-    control            an evaluation of the same configuration: no alarm, out of the martingale, into the oracle
+    control            an evaluation of the same configuration and its controls, which must hold the martingale, no
+                       alarm and no failure, judged at least as strictly as by default
     gate               calibrated, its promise kept on the validation split
 
 The checks and their figures are tags of the model version, passed or not.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from algospace.errors import ConfigError
+from training.evaluate_config import Judging
 
 MODEL = "algospace-bundle"
 MIN_DEFLATED_SHARPE = 0.95
@@ -48,12 +50,18 @@ def promote(run_dir: Path, evaluation: Path, alias: str = "champion") -> Promoti
     """Check the bundle of a finished run and, if all is well, point `alias` of its registered model at it.
 
     evaluation: folder (or report.json) of `algospace evaluate` for the same configuration, with the martingale
-    control. Raises ConfigError where the run, its registered version or the evaluation is missing.
+    control; there is none for recorded bars, so only runs on synthetic markets pass. Raises ConfigError where the
+    run, its registered version or the evaluation is missing or is something else.
     """
-    run, report = (_document(run_dir / name, "train the run to its end first")
-                   for name in ("run.json", "report/report.json"))
-    judged = _document(evaluation / "report.json" if evaluation.is_dir() else evaluation,
+    train, evaluate = ("train the run to its end first",
                        "make one with `algospace evaluate --run ... --control martingale --out ...`")
+    run = _document(run_dir / "run.json", train, ("config_hash",))
+    report = _document(run_dir / "report" / "report.json", train,
+                       ("policy", "baselines", "significance", "gate", "hashes"))
+    if report["hashes"].get("config") != run["config_hash"]:
+        raise ConfigError(f"{run_dir}: its report is of another configuration than its run.json; {train}")
+    judged = _document(evaluation / "report.json" if evaluation.is_dir() else evaluation, evaluate,
+                       ("config_hash", "failures"))
     checks = (_beats_baselines(report), _deflated_sharpe(report), _control(judged, run["config_hash"]),
               _gate(report))
     client, version = _registered(run_dir, report["hashes"]["bundle"])
@@ -66,10 +74,18 @@ def promote(run_dir: Path, evaluation: Path, alias: str = "champion") -> Promoti
     return promotion
 
 
-def _document(path: Path, fix: str) -> dict[str, Any]:
+def _document(path: Path, fix: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object that holds `keys`; ConfigError otherwise."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; {fix}")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ConfigError(f"{path}: not JSON; {fix}") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ConfigError(f"{path}: holds no '{missing[0]}'; {fix}")
+    return dict(found)
 
 
 def _beats_baselines(report: dict[str, Any]) -> Check:
@@ -93,14 +109,24 @@ def _deflated_sharpe(report: dict[str, Any]) -> Check:
 def _control(judged: dict[str, Any], config_hash: str) -> Check:
     if judged["config_hash"] != config_hash:
         return Check("control", False, "the evaluation is of another configuration")
-    if "martingale" not in judged["controls"]:
+    controls = judged.get("controls", {})
+    if "martingale" not in controls:
         return Check("control", False, "the evaluation has no martingale control")
+    for kind, control in controls.items():
+        if control["config_hash"] != config_hash:  # `control_overrides`, e.g. with fewer steps
+            return Check("control", False, f"control {kind} is of another configuration")
+        judging, asked = Judging.model_validate(control["judging"]), Judging()
+        if judging.max_idle_exposure > asked.max_idle_exposure or judging.oracle_multiple < asked.oracle_multiple:
+            return Check("control", False, f"control {kind} asks for less than {asked.max_idle_exposure:.0%} in "
+                                           f"the market and {asked.oracle_multiple:g} times the limit")
     failures = "; ".join(judged["failures"])
     return Check("control", not failures, failures or "no alarm, every control passed")
 
 
 def _gate(report: dict[str, Any]) -> Check:
     gate = report["gate"]
+    if gate is None:
+        return Check("gate", False, "the report has no figures of a calibration")
     kept = bool(gate["promise_kept"])
     return Check("gate", kept, f"promise {'kept' if kept else 'not kept'}, threshold {gate['threshold']:.3f}")
 

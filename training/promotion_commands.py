@@ -18,7 +18,7 @@ def promote(
 ) -> None:
     """Point a registry alias at a run's bundle, if every check passes; the checks are kept with the version.
 
-    Example: algospace promote runs/es --evaluation runs/es-evaluation
+    Example: algospace promote runs/best --evaluation runs/best-evaluation
     """
     from training.promotion import MODEL, promote
 

@@ -25,8 +25,9 @@ MUTABLE = tuple(f"core.mappo.{name}" for name in (
 """What PBT may change while a team trains: the loss and the schedules. Everything else decides the shape of a
 tensor, the meaning of the value function or the environments a checkpoint continues with."""
 _WITHOUT_EFFECT = ("name", "gate", "backtest", "tracking", "tuning", "torch_threads")
-_DECIDES_SCORE = ("markets", "market.instrument", "market.file", *(f"market.synthetic.{name}" for name in (
-    "scenario", "validation_seed", "validation_bars", "test_seeds", "test_bars")))
+_DECIDES_SCORE = ("markets", "embargo_bars", "market.instrument", "market.file", *(
+    f"market.synthetic.{name}" for name in (
+        "scenario", "validation_seed", "validation_bars", "test_seeds", "test_bars")))
 
 
 class Choice(FrozenConfig):

@@ -27,6 +27,8 @@ from ray import tune
 
 from algospace.errors import InternalError
 from algospace.files import atomic_directory, write_json
+from algospace.instruments import instrument
+from envs.vector_core import risk_unit_of
 from training.config import PHASES, RunConfig
 from training.dataset import Dataset
 from training.experts import expert_columns
@@ -125,7 +127,7 @@ class TrialRun:
         judged = {**self._spec, "market": str(dataset.validation.table.resolve()),
                   "experts": str(validation.resolve()), "table_hash": experts_hash(validation),
                   "start": dataset.validation.start, "stop": dataset.validation.stop}
-        self._scorer = ValidationScorer(judged, dataset.validation, plan.base.core.env)
+        self._scorer = ValidationScorer(judged, dataset.validation, plan.base.core.env, _judging_unit(plan))
         self._algorithm: MAPPO | None = None
         self.rungs: list[Rung] = []
 
@@ -181,6 +183,12 @@ class TrialRun:
         if self._algorithm is not None:
             self._algorithm.stop()
             self._algorithm = None
+
+
+def _judging_unit(plan: Plan) -> float:
+    """The base's risk unit: a trial's own may be smaller by a searched size, which would raise its score."""
+    train, base = open_search(plan.folder / SHARED).train, plan.base
+    return risk_unit_of(train.market(), instrument(base.market.instrument), base.core.env, train.start, train.stop)
 
 
 def _other_data(config: RunConfig, base: RunConfig) -> bool:

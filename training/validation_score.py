@@ -28,10 +28,11 @@ _MAX_CHUNKS, _MIN_CHUNK_BARS, _EMBED_STEPS = 256, 100, 128
 class ValidationScorer:
     """Plays given weights on the validation rows. `spec` is the core team's, over the validation table.
 
-    `judge` is the environment whose mechanics and costs count, the same for every trial of a sweep.
+    `judge` is the environment whose mechanics and costs count and `unit` the risk unit that rewards are given in,
+    the same for every trial of a sweep; what the team observes stays in the unit it was trained with.
     """
 
-    def __init__(self, spec: dict[str, Any], split: Split, judge: CoreEnvConfig) -> None:
+    def __init__(self, spec: dict[str, Any], split: Split, judge: CoreEnvConfig, unit: float) -> None:
         own = CoreEnvConfig(**spec["env"])
         truth = split.truth()
         solved = truth is not None and truth.limit_position is not None and truth.expected_return is not None
@@ -41,6 +42,7 @@ class ValidationScorer:
             changes |= {"mechanics": "unit", "decision_points": "bar"}
         env = CoreEnvConfig(**{**judge.model_dump(), **changes})
         self._spec = {**spec, "env": env.model_dump()}
+        self._scale = float(spec["risk_unit"]) / unit
         module = build_team_module(self._spec)
         assert isinstance(module, CoreTeamModule)
         self._module, self._split, self._truth = module, split, truth if solved else None
@@ -68,7 +70,7 @@ class ValidationScorer:
     def _net_reward(self) -> dict[str, float]:
         rewards, exposure = greedy_rewards(self._module, self._spec, self._split.start, self._split.stop)
         episodes, bars = rewards.shape[0], int(self._spec["env"]["episode_bars"])
-        totals = rewards.sum(1)
+        totals = self._scale * rewards.sum(1)
         spread = float(totals.std(ddof=1)) if episodes > 1 else 0.0
         sharpe = float(totals.mean()) / spread / math.sqrt(bars) if spread > 0.0 else 0.0
         return {"validation_score": float(totals.mean()) / bars, "sharpe_per_bar": sharpe, "exposure": exposure}

@@ -46,19 +46,22 @@ def expected_best_of(trials: int, spread: float) -> float:
     return spread * float(best)
 
 
-def expected_best_sharpe(trial_sharpes: FloatArray) -> float:
-    """`expected_best_of` the trials whose Sharpe ratios are known."""
-    trials = trial_sharpes.size
-    return expected_best_of(trials, float(trial_sharpes.std(ddof=1))) if trials > 1 else 0.0
+def expected_best_sharpe(trial_sharpes: FloatArray, trials: int = 0) -> float:
+    """`expected_best_of` the trials whose Sharpe ratios are known, or of `trials` where more were tried."""
+    known = trial_sharpes.size
+    return expected_best_of(max(known, trials), float(trial_sharpes.std(ddof=1))) if known > 1 else 0.0
 
 
-def deflated_sharpe(returns: FloatArray, trial_sharpes: FloatArray) -> float | None:
+def deflated_sharpe(returns: FloatArray, trial_sharpes: FloatArray, trials: int = 0) -> float | None:
     """PSR against the best of all trials by luck (Bailey and López de Prado 2014, doi:10.3905/jpm.2014.40.5.094).
 
     trial_sharpes: per-period Sharpe ratios of every configuration that was tried, the chosen one included; with
-    one trial it is the plain PSR.
+    one trial it is the plain PSR. trials: how many were tried, if some have no Sharpe ratio (they failed); where
+    fewer than two have one, `deflated_sharpe_of_count`.
     """
-    return probabilistic_sharpe(returns, expected_best_sharpe(trial_sharpes))
+    if trial_sharpes.size < 2 <= trials:
+        return deflated_sharpe_of_count(returns, trials)
+    return probabilistic_sharpe(returns, expected_best_sharpe(trial_sharpes, trials))
 
 
 def deflated_sharpe_of_count(returns: FloatArray, trials: int) -> float | None:

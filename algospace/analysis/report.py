@@ -56,13 +56,13 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
                     hashes: Mapping[str, str] | None = None, title: str = "Backtest",
                     trial_sharpes: FloatArray | None = None, pbo: float | None = None,
                     gate: Mapping[str, Any] | None = None, unit: Mapping[str, Any] | None = None,
-                    notes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Any]:
+                    notes: tuple[str, ...] = (), seed: int = 0, trials: int = 1) -> dict[str, Any]:
     """The JSON document of a backtest.
 
     hashes: config, data, bundle, git commit. trial_sharpes: Sharpe ratios per bar of every configuration
-    tried, for the deflated Sharpe; pbo: probability of overfitting over those. gate: `reliability` {predicted,
-    observed, counts}, `risk_coverage` {coverage, risk, base_risk} and scalar figures (ece, lift, threshold).
-    unit: scores of the unit run on synthetic data.
+    tried, for the deflated Sharpe; trials: how many, if some were never scored; pbo: probability of overfitting
+    over those. gate: `reliability` {predicted, observed, counts}, `risk_coverage` {coverage, risk, base_risk} and
+    scalar figures (ece, lift, threshold). unit: scores of the unit run on synthetic data.
     """
     metrics = {name: measure(run).as_dict() for name, run in {POLICY: policy, **baselines}.items()}
     against = {name: compare(policy, run, seed) for name, run in baselines.items()}
@@ -77,7 +77,7 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
         "baselines": {name: metrics[name] for name in baselines},
         "against": against,
         "verdict": verdict(policy, against),
-        "significance": significance(policy, trial_sharpes, seed) | {"probability_of_overfitting": pbo},
+        "significance": significance(policy, trial_sharpes, seed, trials) | {"probability_of_overfitting": pbo},
         "reasons": policy.reason_counts(),
         "monthly": monthly_table(policy),
         "trade_sample": trade_sample(policy),
@@ -88,23 +88,25 @@ def backtest_result(policy: SessionResult, baselines: Mapping[str, SessionResult
     }
 
 
-def significance(run: SessionResult, trial_sharpes: FloatArray | None, seed: int = 0) -> dict[str, Any]:
+def significance(run: SessionResult, trial_sharpes: FloatArray | None, seed: int = 0,
+                 trials: int = 1) -> dict[str, Any]:
     """Bootstrap intervals and Sharpe probabilities on daily returns (on bars if there are under 20 days).
 
-    trial_sharpes: per bar, of every configuration tried; they are scaled to the period of the returns.
+    trial_sharpes: per bar, of every configuration tried; they are scaled to the period of the returns. trials: how
+    many were tried, if some were never scored.
     """
     returns, per_year, unit = _returns_for_tests(run)
     intervals = stationary_bootstrap(returns, per_year, seed=seed)
     deflated = None
     if trial_sharpes is not None and returns.size > 2:
-        deflated = deflated_sharpe(returns, trial_sharpes * np.sqrt(len(run) / returns.size))
+        deflated = deflated_sharpe(returns, trial_sharpes * np.sqrt(len(run) / returns.size), trials)
     return {
         "returns": unit,
         "annual_return": intervals["mean"].as_dict(),
         "sharpe": intervals["sharpe"].as_dict(),
         "probabilistic_sharpe": probabilistic_sharpe(returns) if returns.size > 2 else None,
         "deflated_sharpe": deflated,
-        "trials": 1 if trial_sharpes is None else int(trial_sharpes.size),
+        "trials": trials if trial_sharpes is None else max(int(trial_sharpes.size), trials),
     }
 
 

@@ -129,10 +129,14 @@ def test_the_number_of_trials_may_come_from_a_sweep(market: Any, tmp_path: Path)
     for value, expected in ((17, 17), ([{}, {}], 2)):
         path.write_text(json.dumps({"trials": value}))
         assert trials_of(run) == expected
+    path.write_text(json.dumps({"trials": {"a": {}, "b": {}}, "tried": 5}))  # a population's members tried five
+    assert trials_of(run) == 5
     path.write_text(json.dumps({"trials": "many"}))
     with pytest.raises(ConfigError, match="'trials' is 'many'"):
         trials_of(run)
     assert trials_of(walk_config(*market, walk_forward={"trials": 3})) == 3
+    tuned = {"tuning": {"sweep": "s", "config_hash": "h", "trials": 9}}  # what the configuration itself tells
+    assert trials_of(walk_config(*market, **tuned)) == 9
 
 
 def test_the_command_refuses_a_plain_run_s_configuration(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_shipped_evaluations_resolve(name: str) -> None:
     assert not set(evaluation.plan.judging.seeds) & {*range(701, 711), *evaluation.plan.train_seeds}
 
 
+def test_the_controls_markets_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "seen.yaml"
+    path.write_text(f"name: seen\ntrain: {QUICKSTART}\ncontrols: [martingale]\ncontrol_seeds: [1]\n")
+    with pytest.raises(ConfigError, match="judging seed 1 is a training or validation market"):
+        load_evaluation(path)
+
+
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(f"name: bad\ntrain: {QUICKSTART}\njudging: {{seed: [1]}}\n")

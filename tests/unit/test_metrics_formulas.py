@@ -19,6 +19,7 @@ from algospace.analysis.metrics import (
 )
 from algospace.analysis.overfitting import (
     deflated_sharpe,
+    deflated_sharpe_of_count,
     expected_best_sharpe,
     probabilistic_sharpe,
     probability_of_overfitting,
@@ -189,6 +190,10 @@ def test_deflated_sharpe_reproduces_the_published_example():
     returns = np.random.default_rng(1).normal(0.001, 0.01, 300)
     assert deflated_sharpe(returns, trials) == probabilistic_sharpe(returns, expected_best_sharpe(trials))
     assert deflated_sharpe(returns, trials[:1]) == probabilistic_sharpe(returns)
+    unscored = deflated_sharpe(returns, trials, trials.size + 20)  # tried, but failed before they were scored
+    assert unscored is not None
+    assert unscored < (deflated_sharpe(returns, trials) or 0.0)
+    assert deflated_sharpe(returns, trials[:1], 8) == deflated_sharpe_of_count(returns, 8)
 
 
 def test_expected_best_sharpe_is_about_the_mean_maximum_of_luck():

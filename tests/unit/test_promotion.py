@@ -9,6 +9,7 @@ import yaml
 
 from algospace.errors import ConfigError
 from training.config import RunConfig
+from training.evaluate_config import Judging
 from training.promotion import MODEL, promote
 from training.tracking import Tracker, TrackingConfig
 from training.tracking_store import connect
@@ -18,14 +19,19 @@ CONFIG = RunConfig(name="tried", market={"instrument": "SYNTH", "synthetic": {}}
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    return {"policy": {"trades": 40, "net_pnl": 900.0}, "hashes": {"bundle": "b" * 64},
+    return {"policy": {"trades": 40, "net_pnl": 900.0}, "hashes": {"bundle": "b" * 64, "config": CONFIG.digest()},
             "baselines": {"buy_and_hold": {"net_pnl": 100.0}, "momentum": {"net_pnl": -50.0}},
             "significance": {"deflated_sharpe": 0.97, "probabilistic_sharpe": 0.99, "trials": 8},
             "gate": {"promise_kept": True, "threshold": 0.6}, **changes}
 
 
+def martingale(**changes: Any) -> dict[str, Any]:
+    judging = Judging().model_dump(mode="json")
+    return {"martingale": {"config_hash": CONFIG.digest(), "judging": judging, **changes}}
+
+
 def evaluation(**changes: Any) -> dict[str, Any]:
-    return {"config_hash": CONFIG.digest(), "controls": {"martingale": {}}, "failures": [], **changes}
+    return {"config_hash": CONFIG.digest(), "controls": martingale(), "failures": [], **changes}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,11 @@ FAILING = [
     (report(significance={"deflated_sharpe": None, "probabilistic_sharpe": None, "trials": 1}), evaluation(),
      "deflated_sharpe"),
     (report(gate={"promise_kept": False, "threshold": 0.9}), evaluation(), "gate"),
+    (report(gate=None), evaluation(), "gate"),
     (report(), evaluation(controls={}), "control"),
+    (report(), {"config_hash": CONFIG.digest(), "failures": []}, "control"),  # evaluated without controls
+    (report(), evaluation(controls=martingale(config_hash="0" * 64)), "control"),  # with fewer steps
+    (report(), evaluation(controls=martingale(judging={"max_idle_exposure": 1.0})), "control"),
     (report(), evaluation(failures=["martingale control: in the market"]), "control"),
     (report(), evaluation(config_hash="0" * 64), "control"),
 ]
@@ -82,13 +92,26 @@ def test_one_failed_check_leaves_the_alias_and_is_recorded(registered: Path, tmp
 
 
 def test_nothing_is_promoted_without_its_papers(registered: Path, tmp_path: Path) -> None:
-    folder = prepared(registered, tmp_path, report(hashes={"bundle": "c" * 64}), evaluation())
+    other = {"bundle": "c" * 64, "config": CONFIG.digest()}
+    folder = prepared(registered, tmp_path, report(hashes=other), evaluation())
     with pytest.raises(ConfigError, match="not registered there"):
         promote(registered, folder)
     with pytest.raises(ConfigError, match="no such file"):
         promote(registered, tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="train the run to its end"):
         promote(tmp_path, folder)
+
+
+def test_papers_of_something_else_are_refused_in_one_line(registered: Path, tmp_path: Path) -> None:
+    older = {"bundle": "b" * 64, "config": "0" * 64}
+    with pytest.raises(ConfigError, match="of another configuration"):
+        promote(registered, prepared(registered, tmp_path, report(hashes=older), evaluation()))
+    folder = prepared(registered, tmp_path, report(), {"verdict": []})
+    with pytest.raises(ConfigError, match="holds no 'config_hash'"):
+        promote(registered, folder)
+    (tmp_path / "report.json").write_text("half a doc")
+    with pytest.raises(ConfigError, match="not JSON"):
+        promote(registered, folder)
 
 
 def test_every_check_passed_moves_the_alias(registered: Path, tmp_path: Path) -> None:

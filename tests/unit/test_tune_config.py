@@ -48,6 +48,7 @@ def test_packaged_sweeps_are_valid(path: Path) -> None:
     ("market.synthetic.validation_seed", "decides what trials are scored on"),
     ("market.synthetic.test_seeds", "decides what trials are scored on"),
     ("market", "decides what trials are scored on"),
+    ("embargo_bars", "decides what trials are scored on"),
 ])
 def test_a_key_that_cannot_be_searched_is_named(base: RunConfig, key: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:

@@ -64,23 +64,26 @@ class WindowResult:
 
 
 def trials_of(run: WalkForwardRun) -> int:
-    """Configurations tried before this one: of the sweep that chose it, or as configured.
+    """Configurations tried before this one: of the sweep that chose it, or as configured, and never fewer than
+    the configuration's own `tuning` section says.
 
     ConfigError if the sweep's summary has no number of trials.
     """
     settings = run.walk_forward
+    known = 1 if run.tuning is None else run.tuning.trials
     if settings.sweep is None:
-        return settings.trials
+        return max(settings.trials, known)
     path = Path(settings.sweep)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["trials"]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        found = summary["tried"] if "tried" in summary else summary["trials"]  # a PBT member tries several
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"walk_forward.sweep {path}: not a sweep's summary (JSON with 'trials'); give the file "
                           f"that the sweep wrote, or walk_forward.trials") from None
     trials = len(found) if isinstance(found, list | dict) else found
     if not isinstance(trials, int) or trials < 1:
         raise ConfigError(f"walk_forward.sweep {path}: 'trials' is {trials!r}, not a number of trials")
-    return trials
+    return max(trials, known)
 
 
 def walk_forward_document(run: WalkForwardRun, results: Sequence[WindowResult], trials: int,
