@@ -55,7 +55,7 @@ class Training:
                     "scales": {"policy": 2.0, "ungated": 2.0, "momentum": 0.5}, "gate": {"threshold": 1.01},
                     "seconds": {"training": 1.0}}
         draws = rng.normal(-10.0, 400.0, (5, day.size))
-        return document, {"day": day, "draws/random": draws,
+        return document, {"day": day, **{f"draws/{team}/random": draws for team in ("policy", "ungated")},
                           **{f"profit/{name}": values for name, values in profit.items()}}
 
 

@@ -40,7 +40,7 @@ class WindowResult:
     document: dict[str, Any]
     day: IntArray
     profit: dict[str, FloatArray]  # contender -> (D,) money
-    draws: dict[str, FloatArray]   # kind of random trader -> (S, D) money
+    draws: dict[str, FloatArray]   # team/kind of random trader -> (S, D) money
 
     @staticmethod
     def load(folder: Path) -> WindowResult:
@@ -51,7 +51,7 @@ class WindowResult:
 
     @staticmethod
     def of(document: dict[str, Any], arrays: Mapping[str, AnyArray]) -> WindowResult:
-        """From arrays `day`, `profit/<contender>` and `draws/<kind>`."""
+        """From arrays `day`, `profit/<contender>` and `draws/<team>/<kind>`."""
         def below(prefix: str) -> dict[str, FloatArray]:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -98,8 +98,8 @@ def walk_forward_document(run: WalkForwardRun, results: Sequence[WindowResult], 
     matched = {name: join([result.days(name, matched=True) for result in results]) for name in names}
     contenders = {name: {**_activity(name, results), **judge(plain[name], rule),
                          "matched": judge(matched[name], rule)} for name in names}
-    random = {kind: join_draws([r.day for r in results], [r.draws[kind] for r in results])
-              for kind in results[0].draws}
+    random = {key: join_draws([r.day for r in results], [r.draws[key] for r in results])
+              for key in results[0].draws}
     others = [name for name in names if name not in TEAM]
     document = {
         "name": run.name, "instrument": spec.symbol, "currency": spec.currency, "seed": run.seed,
@@ -112,8 +112,8 @@ def walk_forward_document(run: WalkForwardRun, results: Sequence[WindowResult], 
         "windows": [result.document | {"judged": {name: judge(result.days(name), rule) for name in names}}
                     for result in results],
         "joined": contenders,
-        "random": {team: {kind: against_random(plain[team], draws, rule) for kind, draws in random.items()}
-                   for team in TEAM},
+        "random": {team: {key.removeprefix(f"{team}/"): against_random(plain[team], draws, rule)
+                          for key, draws in random.items() if key.startswith(f"{team}/")} for team in TEAM},
         "against": {team: {name: {"plain": difference(plain[team], plain[name], rule),
                                   "matched": difference(matched[team], matched[name], rule)} for name in others}
                     for team in TEAM},

@@ -47,6 +47,7 @@ from training.walk_forward.config import WalkForwardRun
 from training.walk_forward.contenders import (
     ONE_CONTRACT,
     POLICY,
+    TEAM,
     UNGATED,
     Stretch,
     daily_profit,
@@ -62,6 +63,8 @@ from training.walk_forward.windows import Window, plan_windows, prepare_windows
 
 _SETTINGS = ("random_seeds", "daily_risk", "max_scale", "fixed_stop_atr", "fixed_target_r")
 """What a window's result depends on beside its run; the rest only matters to the judgement."""
+_FORMAT = 2
+"""Of a window's files; one of another format is tested again, its training is reused."""
 
 
 def walk_forward(run: WalkForwardRun, out: Path, console: Console | None = None) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def window_hash(run: WalkForwardRun, window: Window, dataset: Dataset) -> str:
     """What a window's result depends on."""
     settings = {name: getattr(run.walk_forward, name) for name in _SETTINGS}
     values = window.config.model_dump(mode="json", exclude={"tracking"})
-    text = json.dumps([__version__, dataset.data_hash, settings, values], sort_keys=True)
+    text = json.dumps([__version__, _FORMAT, dataset.data_hash, settings, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -157,10 +160,10 @@ def evaluate_window(run: WalkForwardRun, window: Window, dataset: Dataset, folde
     before = _risks(run, bundle, market, dataset.validation)
     (test,) = dataset.test
     runs = _runs(run, bundle, market, test, gated=True)
-    imitated = runs[POLICY] if len(runs[POLICY].trades) else runs[UNGATED]
     seeds = np.array([stream_key("walk-forward random", config.seed, seed) % 2**31
                       for seed in range(settings.random_seeds)], np.int64)
-    draws = run_random(market.stretch(test), imitated, seeds)
+    draws = {f"{team}/{kind}": values for team in TEAM
+             for kind, values in run_random(market.stretch(test), runs[team], seeds).items()}
     _write_page(bundle, window, runs, gate, folder)
     factor = scales(before, settings.daily_risk, settings.max_scale)
     days, _ = daily_profit(runs[POLICY])
@@ -175,7 +178,6 @@ def evaluate_window(run: WalkForwardRun, window: Window, dataset: Dataset, folde
         "contenders": {name: measure(result).as_dict() for name, result in runs.items()},
         "scales": {name: factor.get(name, 1.0) for name in runs},
         "validation_risk": before,
-        "imitated": POLICY if imitated is runs[POLICY] else UNGATED,
         "gate": {name: value for name, value in gate.items() if not isinstance(value, dict)},
         "reasons": runs[POLICY].reason_counts(),
         "phases": {name: phase["metrics"] for name, phase in pipeline.phases.items()},
