@@ -113,10 +113,11 @@ def _control(judged: dict[str, Any], config_hash: str) -> Check:
     if "martingale" not in controls:
         return Check("control", False, "the evaluation has no martingale control")
     for kind, control in controls.items():
-        if control["config_hash"] != config_hash:  # `control_overrides`, e.g. with fewer steps
+        if control.get("config_hash") != config_hash:  # `control_overrides`, e.g. with fewer steps
             return Check("control", False, f"control {kind} is of another configuration")
-        judging, asked = Judging.model_validate(control["judging"]), Judging()
-        if judging.max_idle_exposure > asked.max_idle_exposure or judging.oracle_multiple < asked.oracle_multiple:
+        judging, asked = control.get("judging", {}), Judging()
+        if not (judging.get("max_idle_exposure", 1.0) <= asked.max_idle_exposure
+                and judging.get("oracle_multiple", 0.0) >= asked.oracle_multiple):
             return Check("control", False, f"control {kind} asks for less than {asked.max_idle_exposure:.0%} in "
                                            f"the market and {asked.oracle_multiple:g} times the limit")
     failures = "; ".join(judged["failures"])
