@@ -34,7 +34,7 @@ def policy_terms(logits: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Ten
     """Log-probability of `actions` (...) and entropy (...) of categorical `logits` (..., n)."""
     log_p = torch.log_softmax(logits, -1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    return log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+    return log_p.gather(-1, actions.unsqueeze(-1).to(log_p.device)).squeeze(-1), entropy
 
 
 def mappo_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,

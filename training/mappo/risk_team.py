@@ -31,18 +31,20 @@ class RiskTeamModule(TeamModule):
         self.bank = MaskBank(spec["mask_key"], config.hidden, config.dropout)
 
     def state(self, rows: torch.Tensor, mirrored: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        """Rows, mirrored flags and directions (R,) -> network states (R, S)."""
-        strategic, tactical = gather_windows(self.tensors, self.net.shapes, rows, mirrored)
+        """Rows and mirrored flags on the CPU, like the tables, and directions (R,) -> network states (R, S)."""
+        device = self.net.head.device
+        strategic, tactical = (x.to(device) for x in gather_windows(self.tensors, self.net.shapes, rows, mirrored))
         rows_30m = self.tensors.row_30m[rows] + mirrored.long() * self.tensors.rows_30m
-        return self.net.state(strategic, tactical, self.tensors.regime[rows_30m], directions[:, None])
+        return self.net.state(strategic, tactical, self.tensors.regime[rows_30m].to(device),
+                              directions[:, None].to(device))
 
     def evaluate(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = batch["rows"].long()
-        mirrored = batch["mirrored"][:, None].expand(rows.shape)
+        rows, device = batch["rows"].long().cpu(), self.net.head.device
+        mirrored = batch["mirrored"].cpu()[:, None].expand(rows.shape)
         state = self.state(rows.flatten(), mirrored.flatten(), batch["directions"].flatten())
         state = state.reshape(*rows.shape, -1)
-        logits = self.net.logits(self.net.trunk(state), self.bank.masks[batch["mask_rows"].long()])
-        return logits, self.net.value(state, batch["account"])
+        masks = self.bank.masks[batch["mask_rows"].long().cpu()].to(device)
+        return self.net.logits(self.net.trunk(state), masks), self.net.value(state, batch["account"])
 
 
 class RiskSampler:
