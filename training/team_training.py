@@ -72,7 +72,7 @@ def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log:
         team = dict(algorithm.config.team)
     finally:
         algorithm.stop()
-    metrics = _summary(history) | {"env_steps": float(len(history) * settings.steps_per_iteration)}
+    metrics = _summary(history, settings.steps_per_iteration)
     save_team(folder / "team", team, weights, metrics)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return load_team(folder / "team")
@@ -128,15 +128,15 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(value, int | float | np.number) and np.isfinite(value)}
 
 
-def _summary(history: list[dict[str, float]]) -> dict[str, float]:
-    """Last figures, with the speed over the whole run (its first iteration compiles and is left out)."""
-    seconds = [h["sample_seconds"] + h["update_seconds"] for h in history]
+def _summary(history: History, steps: int) -> dict[str, float]:
+    """Last figures, with the speed over the whole run (its first iteration compiles and is left out); `steps` team
+    decisions an iteration. Wall time: sampling beside the update is not counted twice."""
+    seconds = [steps / h["env_steps_per_second"] for h in history]
     steady = seconds[1:] or seconds
     last = {f"final_{name}": history[-1][name] for name in
             ("reward_mean", "entropy", "kl", "explained_variance", "exposure") if name in history[-1]}
-    per_second = history[-1]["env_steps_per_second"] * (history[-1]["sample_seconds"]
-                                                        + history[-1]["update_seconds"])
-    return last | {"env_steps_per_s": per_second * len(steady) / sum(steady), "train_seconds": sum(seconds)}
+    return last | {"env_steps_per_s": steps * len(steady) / sum(steady), "train_seconds": sum(seconds),
+                   "env_steps": float(len(history) * steps)}
 
 
 def save_team(folder: Path, spec: dict[str, Any], weights: Mapping[str, torch.Tensor],

@@ -6,6 +6,7 @@ import torch
 
 from training.mappo.algorithm import core_figures
 from training.mappo.learner import pivotal
+from training.team_training import _summary
 
 VOTES = [[2, 2, 2], [2, 0, 1], [1, 1, 1], [0, 0, 2]]
 
@@ -32,3 +33,9 @@ def test_a_vote_is_pivotal_exactly_where_another_would_change_the_majority() -> 
             others = [np.where(np.arange(3) == agent, choice, votes) for choice in range(3)]
             assert row[agent] == (len({majority(v) for v in others}) > 1)
         assert row[3]
+
+
+def test_a_runs_summary_counts_wall_time_once_where_sampling_runs_beside_the_update() -> None:
+    beside = {"sample_seconds": 4.0, "update_seconds": 4.0, "env_steps_per_second": 25.0}
+    summary = _summary([{**beside, "env_steps_per_second": 10.0}, beside, beside], 100)
+    assert summary == {"env_steps_per_s": 25.0, "train_seconds": 18.0, "env_steps": 300.0}
