@@ -39,6 +39,7 @@ from envs.vector_core import risk_unit_of
 from training.mappo.algorithm import MAPPOConfig
 from training.mappo.core_team import CoreSampler
 from training.mappo.gae import gae
+from training.mappo.learner import pivotal
 from training.mappo.loss import mappo_loss, standardise
 from training.mappo.module import TeamModule, build_team_module
 from training.mappo.settings import MAPPOSettings, Ramp
@@ -115,6 +116,7 @@ class PlainLoop:
         data = {name: torch.from_numpy(values) for name, values in columns.items()}
         for name in ("actions", "rows", "mask_rows"):
             data[name] = data[name].long()
+        data["valid"] &= pivotal(data["actions"])
         norm = self.module.value_norm
         data["values"] = norm.normalise(data["values"])
         targets = data["value_targets"]

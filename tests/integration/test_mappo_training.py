@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from algospace.errors import BundleError, SchemaError
+from algospace.errors import BundleError, ConfigError, SchemaError
 from tests.training_market import MarketOnDisk, small_settings
 from training.mappo.algorithm import MAPPO, MAPPOConfig
 from training.mappo.finite import NonFiniteError
@@ -106,6 +106,10 @@ def test_an_interrupted_run_continues_bit_for_bit(training_market: MarketOnDisk,
     second.train()  # a used algorithm, not a fresh one
     second.restore_from_path(str(tmp_path / "checkpoint"))
     assert second.env_steps == 256
+    with pytest.raises(ConfigError, match="belongs to another run: stop, seed differ"):
+        second._require_same_run({"run": second._run() | {"seed": 1, "stop": 2}})
+    with pytest.raises(ConfigError, match="earlier version"):
+        second._require_same_run({})
     assert _flat(second.learner_group.get_state()) == _flat(before)
     batches = recorded(second)
     second.train()

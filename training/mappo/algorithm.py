@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from agents.core import VOTERS
+from algospace.errors import ConfigError
 from algospace.types import AnyArray
 from training.mappo.finite import require_finite_rewards
 from training.mappo.learner import MAPPOLearner
@@ -157,18 +158,36 @@ class MAPPO(PPO):
                   not_components: str | Collection[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the driver's own: environment states and counters."""
         state = super().get_state(components, not_components=not_components, **kwargs)
-        state[_STATE] = {"sampling": self._sampling.get_state(), "env_steps": self._env_steps,
+        state[_STATE] = {"run": self._run(), "sampling": self._sampling.get_state(), "env_steps": self._env_steps,
                          "average": self._average}
         return state
+
+    def _run(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that goes on from it; hyperparameters may change."""
+        team, settings = self.config.team, self.mappo_settings
+        names = ("kind", "table_hash", "instrument", "start", "stop", "seed", "net", "env", "mirror")
+        return {name: team.get(name) for name in names} | {
+            "num_shards": settings.num_shards, "envs_per_shard": settings.envs_per_shard}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue bit for bit."""
         own = state.pop(_STATE, None)
+        if own is not None:
+            self._require_same_run(own)
         super().set_state(state)
         self._learners.refresh()
         if own is not None:
             self._env_steps, self._average = own["env_steps"], own["average"]
             self._sampling.set_state(own["sampling"])
+
+
+    def _require_same_run(self, own: dict[str, Any]) -> None:
+        if "run" not in own:
+            raise ConfigError("the checkpoint was written by an earlier version; start the training again")
+        differing = [name for name, value in self._run().items() if own["run"].get(name) != value]
+        if differing:
+            raise ConfigError(f"the checkpoint belongs to another run: {', '.join(differing)} "
+                              f"{'differs' if len(differing) == 1 else 'differ'}; choose another folder")
 
 
 def core_figures(columns: dict[str, AnyArray]) -> dict[str, float]:

@@ -79,8 +79,8 @@ class MAPPOLearner(PPOTorchLearner):
         """Value norm and advantage statistics over the whole batch, and over all learners."""
         norm = self.team_module().value_norm
         alive = data["alive"]
-        if not self.settings.death_masking:
-            data["valid"] = alive.unsqueeze(-1).expand_as(data["valid"])
+        if not self.settings.death_masking:  # execution's only choice was forced: it counts, and learns nothing
+            data["valid"] = torch.cat((data["valid"][..., :-1], alive.unsqueeze(-1)), -1)
         if self.settings.pivotal_votes and self.config.team["kind"] in ("core", "joint"):
             data["valid"] = data["valid"] & pivotal(data["actions"]).to(alive.device)
         targets = data["value_targets"][alive]

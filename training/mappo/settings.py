@@ -57,7 +57,8 @@ class MAPPOSettings(FrozenConfig):
     value_coeff: float = 0.5
     value_norm: bool = True
     death_masking: bool = True
-    """Agents that were not asked are left out of the objective; without it they count, and learn nothing."""
+    """Where execution was not asked it is left out of the objective; without this it counts there, with the one
+    choice it had, so that the mean over decisions is diluted. Voters that were not asked are always left out."""
     epochs: Count = 2
     minibatches: Count = 8
     grad_clip: float = 10.0
