@@ -19,7 +19,7 @@ from torch import nn
 
 from agents.core import AGENTS, CoreConfig
 from agents.embedders import make_embedder
-from training.mappo.multi_agent_env import ENV_NAME
+from training.mappo.multi_agent_env import register_core_env
 from training.mappo.settings import MAPPOSettings
 
 _ACTIONS = 3
@@ -93,7 +93,7 @@ def stock_config(spec: dict[str, Any], settings: MAPPOSettings, envs: int, batch
                                                 "seed", "risk_unit", "env")} | {"mirror": settings.mirror}
     return (
         PPOConfig()
-        .environment(ENV_NAME, env_config=env_config)
+        .environment(register_core_env(), env_config=env_config)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=envs)
         .learners(num_learners=0)
         .multi_agent(policies=set(AGENTS), policy_mapping_fn=own_policy)

@@ -30,7 +30,7 @@ from envs.gym_envs import boxes
 from envs.observations import Observation
 from envs.team_env import AGENTS, TeamEnv
 from examples.market import SYMBOL, ExampleMarket, chunk_cores, chunks, cost_scale, make_market, report, unit_core
-from training.mappo.multi_agent_env import ENV_NAME
+from training.mappo.multi_agent_env import register_core_env
 from training.ray_session import ray_session
 
 ENVS, EPISODE_BARS, CHUNKS = 16, 512, 64
@@ -40,7 +40,7 @@ def ppo_config(env_config: dict[str, Any], batch: int, seed: int) -> PPOConfig:
     """PPO as RLlib ships it; only sizes and coefficients are chosen. `batch` counts half-steps."""
     return (
         PPOConfig()
-        .environment(ENV_NAME, env_config=env_config)
+        .environment(register_core_env(), env_config=env_config)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=ENVS,
                      env_to_module_connector=lambda env, spaces, device: FlattenObservations(multi_agent=True))
         .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **kwargs: agent)

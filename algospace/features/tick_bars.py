@@ -96,7 +96,6 @@ class BarBuilder:
 
     def extend(self, ticks: Ticks) -> dict[str, BarSeries]:
         """Take a block of ticks in compiled code; by name of the frame the bars that it closes."""
-        self._require_sizes(ticks)
         ts = plain(ticks.ts, np.int64)
         price, size = plain(ticks.price, np.float64), plain(ticks.size, np.float64)
         contract = plain(np.zeros(0, np.int32) if ticks.contract is None else ticks.contract, np.int32)
@@ -116,11 +115,6 @@ class BarBuilder:
             name: BarSeries.of_records(self.frames[k], parts[k], self._states[k])
             for k, name in enumerate(self.names)
         }
-
-    def _require_sizes(self, ticks: Ticks) -> None:
-        needy = [frame.name for frame in self.frames if frame.kind in ("volume", "dollar")]
-        if needy and len(ticks) and np.isnan(ticks.size[0]) and np.isnan(ticks.size).all():
-            raise InputError("ticks", f"no tick has a size, bars {needy[0]} need one", "use clock or tick bars")
 
     def snapshot(self) -> bytes:
         """The whole state; a builder of the same settings that restores it continues to the bit."""
@@ -150,7 +144,12 @@ def build_bars(
     ConfigError for an impossible frame.
     """
     check_contracts(ticks)
-    return BarBuilder(frames, max_disorder_ns=max_disorder_ns, adjust=adjust).extend(ticks)
+    builder = BarBuilder(frames, max_disorder_ns=max_disorder_ns, adjust=adjust)
+    # of a whole history: a block of one that begins with ticks of unknown size is no fault
+    needy = [frame.name for frame in builder.frames if frame.kind in ("volume", "dollar")]
+    if needy and len(ticks) and np.isnan(ticks.size).all():
+        raise InputError("ticks", f"no tick has a size, bars {needy[0]} need one", "use clock or tick bars")
+    return builder.extend(ticks)
 
 
 def plain(column: AnyArray, dtype: Any) -> AnyArray:

@@ -13,7 +13,7 @@ from benchmarks._stock_ppo import peer_module_spec
 from envs.core_env import VOTERS
 from envs.team_env import AGENTS
 from tests.env_market import random_proposals, random_table
-from training.mappo.multi_agent_env import ENV_NAME, CoreMultiAgentEnv
+from training.mappo.multi_agent_env import register_core_env, CoreMultiAgentEnv
 from training.mappo.tables import save_experts
 
 EPISODE = 24
@@ -118,7 +118,7 @@ def test_stock_ppo_trains_on_it(spec: dict[str, Any], ray_cluster: None) -> None
     """One iteration of RLlib's PPO with default runner, connectors and learner, our embedders in its modules."""
     config = (
         PPOConfig()
-        .environment(ENV_NAME, env_config={k: v for k, v in spec.items() if k != "env_index"})
+        .environment(register_core_env(), env_config={k: v for k, v in spec.items() if k != "env_index"})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=2)
         .multi_agent(policies=set(AGENTS), policy_mapping_fn=lambda agent, episode, **kwargs: agent)
         .rl_module(rl_module_spec=MultiRLModuleSpec(

@@ -175,9 +175,9 @@ def test_a_trial_restored_under_other_schedules_follows_them(shared: Path, tmp_p
     assert all(torch.equal(value, weights[name]) for name, value in taker.algorithm.team_weights().items())
     rung = taker.advance()
     assert (rung["rung"], rung["env_steps"], rung["changes"]) == (2, 2048, {RATE: 0.002})
-    rates = {group["lr"] for optimizer in taker.algorithm.learner_group._learner._named_optimizers.values()
-             for group in optimizer.param_groups}
-    assert rates == {pytest.approx(0.006)}  # half-way on its own ramp from 0.002 to 0.01, not the donor's 0.01
+    (rate,) = {group["lr"] for optimizer in taker.algorithm.learner_group._learner._named_optimizers.values()
+               for group in optimizer.param_groups}
+    assert rate == pytest.approx(0.006)  # half-way on its own ramp from 0.002 to 0.01, not the donor's 0.01
     taker.close()
 
 

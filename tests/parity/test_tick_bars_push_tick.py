@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from algospace.features import bars as pipeline_bars
@@ -76,6 +76,7 @@ def test_clock_bars_equal_push_tick(seed, seconds, disorder, sizes, faults):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), DISORDER, SIZES, st.booleans(), st.booleans(), st.integers(1, 2999))
+@example(259613, 0, "mixed", False, False, 1)  # a block that begins with ticks of unknown size
 def test_tick_by_tick_equals_blocks_for_every_frame(seed, disorder, sizes, faults, adjust, cut):
     ticks = random_ticks(seed, 3000, faults, sizes)
     frames = [name for name in FRAMES if sizes != "unknown" or name[0] not in "vd"]

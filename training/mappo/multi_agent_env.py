@@ -96,7 +96,8 @@ def _open(config: Any) -> tuple[MarketTable, Float32Array, Float32Array | None]:
 
 
 def register_core_env() -> str:
-    """Register the environment with RLlib; returns its name, `algospace_core`."""
+    """Register the environment with RLlib; returns its name, `algospace_core`. Again in every Ray session: a
+    registration ends with the session it was made in."""
     register_env(ENV_NAME, CoreMultiAgentEnv)
     return ENV_NAME
 
