@@ -13,7 +13,7 @@ from benchmarks._stock_ppo import peer_module_spec
 from envs.core_env import VOTERS
 from envs.team_env import AGENTS
 from tests.env_market import random_proposals, random_table
-from training.mappo.multi_agent_env import register_core_env, CoreMultiAgentEnv
+from training.mappo.multi_agent_env import CoreMultiAgentEnv, register_core_env
 from training.mappo.tables import save_experts
 
 EPISODE = 24
