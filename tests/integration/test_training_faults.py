@@ -117,6 +117,16 @@ def test_a_killed_learner_loses_nothing(training_market: MarketOnDisk, undisturb
     assert_equal(killed, undisturbed)
 
 
+def test_state_given_to_two_learners_of_one_node_is_each_ones_own(training_market: MarketOnDisk) -> None:
+    """Read from the object store, Adam's moments would be shared memory, and take the steps of both."""
+    def give_back(algo: MAPPO) -> None:
+        algo.learner_group.set_state(algo.learner_group.get_state())
+
+    settings = small_settings(num_learners=2)
+    whole = run(training_market.core_spec(), settings, iterations=2)
+    assert_equal(run(training_market.core_spec(), settings, iterations=2, disturb={1: give_back}), whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_of_two_learners_killed_loses_nothing(training_market: MarketOnDisk, number: int) -> None:

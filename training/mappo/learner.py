@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from algospace.seeding import stream_key
 from training.mappo.finite import NonFiniteError, first_nonfinite_parameter
 from training.mappo.loss import LossParts, mappo_loss, standardise
-from training.mappo.memory import keep_freed_memory
+from training.mappo.memory import keep_freed_memory, owned
 from training.mappo.module import MODULE_ID, TeamModule
 from training.mappo.settings import MAPPOSettings
 
@@ -51,6 +51,10 @@ class MAPPOLearner(PPOTorchLearner):
         optimizer = torch.optim.Adam(params, eps=self.settings.adam_epsilon, fused=True)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params,
                                 lr_or_lr_schedule=self.settings.learning_rate.start)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's, with arrays of this process's own."""
+        super().set_state(owned(state))
 
     def update(self, batch: Any = None, training_data: Any = None, *, timesteps: dict[str, Any] | None = None,
                **kwargs: Any) -> dict[str, Any]:
