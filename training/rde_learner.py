@@ -23,6 +23,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from agents.regime import RegimeConfig, RegimeNet
 from algospace.errors import ConfigError, InternalError
 from algospace.types import Float32Array, IntArray
+from training.mappo.memory import owned
 
 END, NOISE, MIRROR = "end", "noise", "mirror"
 _VALIDATION_BATCH = 512
@@ -197,7 +198,7 @@ class RDELearner(TorchLearner):  # type: ignore[misc]  # RLlib's classes are unt
     def set_training_state(self, state: dict[str, Any]) -> None:
         """The inverse of `training_state`."""
         self._module_of().net.load_state_dict(state["net"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(owned(state["optimizer"]))
 
     def _module_of(self) -> Any:
         return self.module[DEFAULT_MODULE_ID].unwrapped()
