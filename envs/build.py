@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from algospace.errors import ConfigError
 from algospace.instruments import Instrument
 from algospace.instruments import instrument as find_instrument
 from algospace.types import Bars, Float32Array
-from envs.config import RiskEnvConfig
+from envs.config import CoreEnvConfig, RiskEnvConfig
+from envs.core_env import CoreEnv
+from envs.vector_core import risk_unit_of
 from envs.vector_risk import proposal_table
 
 if TYPE_CHECKING:
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 
 Part = Literal["train", "test"]
 _ONE_CONTRACT, _TWO_ATR, _TWO_R = 1, 3, 2
+
+
+class MarketOptions(TypedDict, total=False):
+    """How `market_from_bars` makes a market of source bars; what is left out keeps that function's default."""
+
+    features: FeatureConfig | None
+    matrices: MatrixConfig | None
+    train_fraction: float
+    part: Part
+
+
+class CoreOptions(MarketOptions, total=False):
+    """And how `core_from_bars` makes a core environment of that market."""
+
+    seed: int
+    mirror: bool
+    proposals: Float32Array | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,20 @@ def market_from_bars(bars: Bars, instrument: Instrument | str, features: Feature
     first_slow = int(table.row_30m[split]) + slow_rows
     embargo = int(np.searchsorted(table.row_30m, first_slow))
     return MarketSplit(table, spec, max(embargo, split + schema.tactical.window), len(table), first, split)
+
+
+def core_from_bars(bars: Bars, instrument: Instrument | str, config: CoreEnvConfig | None = None, *, seed: int = 0,
+                   mirror: bool = False, proposals: Float32Array | None = None,
+                   **market: Unpack[MarketOptions]) -> CoreEnv:
+    """The core environment on source bars; without `proposals` a fixed rule sizes (1 contract, 2 ATR, 2 R).
+
+    ConfigError as `market_from_bars`.
+    """
+    made = market_from_bars(bars, instrument, **market)
+    chosen = config or CoreEnvConfig()
+    unit = risk_unit_of(made.table, made.instrument, chosen, made.train_start, made.train_stop)
+    answers = fixed_proposals(made.table) if proposals is None else proposals
+    return CoreEnv(made.table, made.instrument, chosen, answers, made.start, made.stop, seed, unit, mirror)
 
 
 def fixed_proposals(table: MarketTable, contracts: int = _ONE_CONTRACT, stop: int = _TWO_ATR,

@@ -9,7 +9,7 @@ episode of that seed, `reset()` the next one.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from algospace.instruments import Instrument
 from algospace.types import AnyArray, Bars, Float32Array
-from envs.build import fixed_proposals, market_from_bars
+from envs.build import CoreOptions, MarketOptions, core_from_bars, market_from_bars
 from envs.config import SIZE_CHOICES, STOP_CHOICES, TARGET_CHOICES, CoreEnvConfig, RiskEnvConfig
 from envs.core_env import VOTERS, CoreEnv
 from envs.core_kernels import ACCOUNT_FEATURES, REJECT
@@ -25,7 +25,6 @@ from envs.observations import Observation, Observer
 from envs.risk_env import RiskEnv
 from envs.risk_kernels import FIRST_SQUARE, RISK_FEATURES
 from envs.team_env import ACTIONS, AGENTS, TeamEnv
-from envs.vector_core import risk_unit_of
 
 CORE_ID, RISK_ID = "AlgoSpace/Core-v0", "AlgoSpace/Risk-v0"
 MultiDiscreteAction = AnyArray
@@ -123,24 +122,16 @@ class RiskGymEnv(_TeamGymEnv):
         return self._observation(), reward, discount == 0.0, self.risk.alive and self.risk.at_end, self._info()
 
 
-def make_core(bars: Bars, instrument: Instrument | str, config: CoreEnvConfig | None = None, *, seed: int = 0,
-              mirror: bool = False, flatten: bool = False, train_fraction: float = 0.7,
-              part: Literal["train", "test"] = "train", features: Any = None, matrices: Any = None,
-              proposals: Float32Array | None = None) -> CoreGymEnv:
-    """The core environment on source bars; without `proposals` a fixed rule answers (1 contract, 2 ATR, 2 R)."""
-    market = market_from_bars(bars, instrument, features, matrices, train_fraction, part)
-    chosen = config or CoreEnvConfig()
-    unit = risk_unit_of(market.table, market.instrument, chosen, market.train_start, market.train_stop)
-    answers = fixed_proposals(market.table) if proposals is None else proposals
-    return CoreGymEnv(CoreEnv(market.table, market.instrument, chosen, answers, market.start, market.stop, seed,
-                              unit, mirror), flatten=flatten)
+def make_core(bars: Bars, instrument: Instrument | str, config: CoreEnvConfig | None = None, *,
+              flatten: bool = False, **options: Unpack[CoreOptions]) -> CoreGymEnv:
+    """The core environment on source bars, as `core_from_bars` makes it."""
+    return CoreGymEnv(core_from_bars(bars, instrument, config, **options), flatten=flatten)
 
 
 def make_risk(bars: Bars, instrument: Instrument | str, config: RiskEnvConfig | None = None, *, seed: int = 0,
-              mirror: bool = False, flatten: bool = False, train_fraction: float = 0.7,
-              part: Literal["train", "test"] = "train", features: Any = None, matrices: Any = None) -> RiskGymEnv:
-    """The M-RMS environment on source bars."""
-    market = market_from_bars(bars, instrument, features, matrices, train_fraction, part)
+              mirror: bool = False, flatten: bool = False, **options: Unpack[MarketOptions]) -> RiskGymEnv:
+    """The M-RMS environment on source bars, as `market_from_bars` makes their market."""
+    market = market_from_bars(bars, instrument, **options)
     return RiskGymEnv(RiskEnv(market.table, market.instrument, config or RiskEnvConfig(), market.start,
                               market.stop, seed, mirror), flatten=flatten)
 

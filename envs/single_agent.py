@@ -9,7 +9,7 @@ carries it out, so the agent trades by exactly the rules and costs of the team.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -17,14 +17,13 @@ from gymnasium import spaces
 
 from algospace.instruments import Instrument
 from algospace.types import Bars, Float32Array
-from envs.build import fixed_proposals, market_from_bars
+from envs.build import CoreOptions, core_from_bars
 from envs.config import CoreEnvConfig
 from envs.core_env import EXECUTION, VOTERS, CoreEnv
 from envs.core_kernels import ACCOUNT_FEATURES, CLOSE, EXECUTE, PASS, REJECT
 from envs.gym_envs import boxes
 from envs.observations import Observation
 from envs.team_env import TeamEnv
-from envs.vector_core import risk_unit_of
 
 POSITION_ID = "AlgoSpace/Position-v0"
 SHORT, FLAT, LONG = 0, 1, 2
@@ -87,17 +86,10 @@ class PositionEnv(gymnasium.Env[Any, Any]):
         return spaces.flatten(self.parts, flat) if self.flatten else flat
 
 
-def make_position(bars: Bars, instrument: Instrument | str, config: CoreEnvConfig | None = None, *, seed: int = 0,
-                  mirror: bool = False, flatten: bool = True, train_fraction: float = 0.7,
-                  part: Literal["train", "test"] = "train", features: Any = None, matrices: Any = None,
-                  proposals: Float32Array | None = None) -> PositionEnv:
-    """The environment on source bars; without `proposals` a fixed rule sizes (1 contract, 2 ATR, 2 R)."""
-    market = market_from_bars(bars, instrument, features, matrices, train_fraction, part)
-    chosen = config or CoreEnvConfig()
-    unit = risk_unit_of(market.table, market.instrument, chosen, market.train_start, market.train_stop)
-    answers = fixed_proposals(market.table) if proposals is None else proposals
-    return PositionEnv(CoreEnv(market.table, market.instrument, chosen, answers, market.start, market.stop, seed,
-                               unit, mirror), flatten=flatten)
+def make_position(bars: Bars, instrument: Instrument | str, config: CoreEnvConfig | None = None, *,
+                  flatten: bool = True, **options: Unpack[CoreOptions]) -> PositionEnv:
+    """The environment on source bars, as `core_from_bars` makes it."""
+    return PositionEnv(core_from_bars(bars, instrument, config, **options), flatten=flatten)
 
 
 if POSITION_ID not in gymnasium.registry:
