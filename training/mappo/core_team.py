@@ -10,7 +10,7 @@ import torch
 from agents.core import AGENTS, NUM_ACCOUNT, NUM_PROPOSAL, CoreConfig, CoreNet
 from agents.dropout import MaskBank, mask_rows
 from algospace.instruments import instrument
-from algospace.seeding import stream_key, uniforms
+from algospace.seeding import stream_key
 from algospace.types import AnyArray
 from envs.config import CoreEnvConfig
 from envs.vector_core import VectorCoreEnv
@@ -209,14 +209,6 @@ def loop_weights(net: CoreNet, bank: torch.Tensor, market: int) -> Weights:
              net.execution.bias.detach(), net.trunk_out.weight.detach().t(), net.trunk_out.bias.detach(),
              net.head.detach().transpose(1, 2), net.head_bias.detach(), bank)
     return Weights(*(part.contiguous().numpy() for part in parts))
-
-
-def gumbel(seed: int, size: int, steps: int, agents: int = len(AGENTS), actions: int = 3) -> torch.Tensor:
-    """Gumbel noise (T, B, agents, actions): argmax(logits + noise) is a sample of the categorical."""
-    u = np.empty((size, steps * agents * actions))
-    uniforms(np.uint64(seed), 1, u)
-    noise = -np.log(-np.log(np.clip(u, 1e-12, 1.0 - 1e-12))).astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(noise.reshape(size, steps, agents, actions).swapaxes(0, 1)))
 
 
 def segment_seeds(seed: int, size: int) -> AnyArray:

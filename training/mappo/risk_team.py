@@ -10,11 +10,11 @@ import torch
 from agents.dropout import MaskBank, mask_rows
 from agents.risk import NUM_CRITIC, NUM_RISK_ACCOUNT, RISK_ACTIONS, RISK_AGENTS, RiskConfig, RiskNet
 from algospace.instruments import instrument
-from algospace.seeding import stream_key
+from algospace.seeding import stream_key, uniforms
 from algospace.types import AnyArray
 from envs.config import RiskEnvConfig
 from envs.vector_risk import VectorRiskEnv
-from training.mappo.core_team import gather_windows, gumbel, segment_seeds
+from training.mappo.core_team import gather_windows, segment_seeds
 from training.mappo.module import TeamModule
 from training.mappo.tables import cached_tensors
 
@@ -68,7 +68,7 @@ class RiskSampler:
         size, agents = env.num_envs, len(RISK_AGENTS)
         mirrored = torch.from_numpy(np.asarray(env.signs) < 0.0)
         base = stream_key("segment", self.spec["seed"], tick, self.shard)
-        noise = gumbel(base, size, steps, agents, max(RISK_ACTIONS))
+        noise = gumbel(base, size, steps)
         bank_rows = np.ascontiguousarray(mask_rows(segment_seeds(base, size), steps, agents).swapaxes(0, 1))
         masks = module.bank.masks[torch.from_numpy(bank_rows)]
         out = _empty(size, steps)
@@ -99,6 +99,15 @@ class RiskSampler:
         self.env.observe(self._account)
         self.env.hindsight(self._hindsight)
         out[:, :NUM_RISK_ACCOUNT], out[:, NUM_RISK_ACCOUNT:] = self._account, self._hindsight
+
+
+def gumbel(seed: int, size: int, steps: int) -> torch.Tensor:
+    """Gumbel noise (T, B, agents, actions): argmax(logits + noise) is a sample of the categorical."""
+    agents, actions = len(RISK_AGENTS), max(RISK_ACTIONS)
+    u = np.empty((size, steps * agents * actions))
+    uniforms(np.uint64(seed), 1, u)
+    noise = -np.log(-np.log(np.clip(u, 1e-12, 1.0 - 1e-12))).astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(noise.reshape(size, steps, agents, actions).swapaxes(0, 1)))
 
 
 def _empty(size: int, steps: int) -> dict[str, AnyArray]:
