@@ -77,7 +77,7 @@ def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
     """Build the run's market tables, or reuse finished ones with the same hash."""
     folder = run_dir / "tables"
     bars = None if config.market.file is None else _read_bars(config)
-    digest = _dataset_hash(config, bars)
+    digest = tables_digest(config, config.market.digest(), bars)
     manifest = folder / _MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text())["hash"] == digest:
         say(f"data: reusing {folder} (same data and configuration)")
@@ -116,9 +116,10 @@ def _open_tables(folder: Path) -> Dataset:
                    document["hash"])
 
 
-def _dataset_hash(config: RunConfig, bars: Bars | None) -> str:
-    digest = hashlib.sha256()
-    for part in (config.market, config.features, config.matrices):
+def tables_digest(config: RunConfig, market: str, bars: Bars | None) -> str:
+    """SHA-256 of all that market tables are made of; `market` is what counts of `config.market`, as text."""
+    digest = hashlib.sha256(market.encode())
+    for part in (config.features, config.matrices):
         digest.update(part.digest().encode())
     digest.update(f"{config.embargo_bars} {__version__} {TABLE_FORMAT}".encode())
     if bars is not None:

@@ -3,17 +3,14 @@ behind the validation split are dropped before anything is computed from them, s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from algospace import __version__
 from algospace.errors import ConfigError
 from algospace.features import build
-from algospace.features.market_table import FORMAT as TABLE_FORMAT
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import Normaliser, assemble
 from algospace.features.matrix_schema import MatrixSchema
@@ -23,7 +20,7 @@ from algospace.marketdata import read_source
 from algospace.marketdata.synthetic import SyntheticTruth, generate, scenario_named
 from algospace.types import Bars
 from training.config import RunConfig
-from training.dataset import Dataset, SayFn, Split, data_path, nanoseconds
+from training.dataset import Dataset, SayFn, Split, data_path, nanoseconds, tables_digest
 
 _MANIFEST = "search.json"
 _TEST_KEYS: Any = {"synthetic": {"test_seeds", "test_bars"}, "file": {"test_until"}}
@@ -33,7 +30,7 @@ def search_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
     """The tables of `config` below `run_dir/tables` without a test split; finished ones are reused."""
     folder = run_dir / "tables"
     bars = None if config.market.file is None else _bars_before_test(config)
-    digest = _digest(config, bars)
+    digest = tables_digest(config, config.market.model_dump_json(exclude=_TEST_KEYS), bars)
     manifest = folder / _MANIFEST
     if not manifest.is_file() or json.loads(manifest.read_text())["hash"] != digest:
         with atomic_directory(folder) as part:
@@ -49,17 +46,6 @@ def open_search(run_dir: Path) -> Dataset:
     train, validation = (Split(folder / split["table"], split["start"], split["stop"], split["seed"])
                          for split in (document["splits"]["train"], document["splits"]["validation"]))
     return Dataset(train, validation, (), document["hash"])
-
-
-def _digest(config: RunConfig, bars: Bars | None) -> str:
-    digest = hashlib.sha256(config.market.model_dump_json(exclude=_TEST_KEYS).encode())
-    for part in (config.features, config.matrices):
-        digest.update(part.digest().encode())
-    digest.update(f"{config.embargo_bars} {__version__} {TABLE_FORMAT}".encode())
-    if bars is not None:
-        for array in (bars.ts_open, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.contract):
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _synthetic(config: RunConfig, folder: Path, say: SayFn) -> dict[str, Any]:

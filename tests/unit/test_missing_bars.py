@@ -211,7 +211,7 @@ def test_missing_bars_of_a_market_repeat_the_close_before_and_are_marked():
 
 def test_the_hash_of_a_dataset_knows_the_format_of_its_tables(monkeypatch):
     config = RunConfig(name="q", market={"instrument": "SYNTH", "synthetic": {"scenario": "easy"}})
-    before = dataset._dataset_hash(config, None)
-    assert before == dataset._dataset_hash(config, None)
+    before = dataset.tables_digest(config, "easy", None)
+    assert before == dataset.tables_digest(config, "easy", None)
     monkeypatch.setattr(dataset, "TABLE_FORMAT", dataset.TABLE_FORMAT - 1)
-    assert before != dataset._dataset_hash(config, None)
+    assert before != dataset.tables_digest(config, "easy", None)
