@@ -6,7 +6,7 @@
     overhead  MAPPOLearner.update on RLlib against the same minibatches in the plain loop, in turns
     dropout   an iteration with counter-based masks against one in which every mask is the same row
     cores     wall-clock decisions per second: one process, sampling beside the update, two torch threads, two
-              learners, two learners and two runners (needs two idle cores)
+              threads with segments of their own, two learners, two learners and two runners (needs two idle cores)
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from training.mappo.algorithm import MAPPOConfig
 from training.mappo.module import MODULE_ID
 
 CORE_CHOICES: dict[str, dict[str, Any]] = {
-    "one_process": {}, "overlap": {"overlap": True}, "two_threads": {"torch_threads": 2},
+    "one_process": {}, "overlap": {"overlap": True}, "two_torch_threads": {"torch_threads": 2},
+    "two_threads": {"threads": 2, "num_shards": 2, "envs_per_shard": 128},
+    "two_threads_overlap": {"threads": 2, "num_shards": 2, "envs_per_shard": 128, "overlap": True},
     "two_learners": {"num_learners": 2, "num_shards": 2, "envs_per_shard": 128},
     "two_learners_two_runners": {"num_learners": 2, "num_env_runners": 2, "num_shards": 2, "envs_per_shard": 128},
 }

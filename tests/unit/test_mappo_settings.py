@@ -69,3 +69,8 @@ def test_bf16_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="bf16 needs a GPU"):
         MAPPOSettings(precision="bf16")
     assert MAPPOSettings(precision="bf16", gpus_per_learner=0.5).precision == "bf16"
+
+
+def test_threads_belong_to_the_drivers_own_learner() -> None:
+    with pytest.raises(ValidationError, match=r"threads \(2\) share the driver's own learner"):
+        MAPPOSettings(threads=2, num_learners=2)

@@ -20,6 +20,7 @@ from training.mappo.finite import NonFiniteError, first_nonfinite_parameter
 from training.mappo.loss import LossParts, mappo_loss, standardise
 from training.mappo.memory import keep_freed_memory, owned
 from training.mappo.module import MODULE_ID, TeamModule
+from training.mappo.replicas import Replicas
 from training.mappo.settings import MAPPOSettings
 
 CRITIC_PREFIX = "net.critic"
@@ -39,6 +40,8 @@ class MAPPOLearner(PPOTorchLearner):
         named = list(module.named_parameters())
         self._actor = [p for name, p in named if not name.startswith(CRITIC_PREFIX)]
         self._critic = [p for name, p in named if name.startswith(CRITIC_PREFIX)]
+        threads = self.settings.threads
+        self._replicas = Replicas(module, self.config.team, threads) if threads > 1 else None
 
     def team_module(self) -> TeamModule:
         """The module without DDP's wrapper."""
@@ -55,6 +58,8 @@ class MAPPOLearner(PPOTorchLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         """RLlib's, with arrays of this process's own."""
         super().set_state(owned(state))
+        if self._replicas is not None:
+            self._replicas.share()
 
     def update(self, batch: Any = None, training_data: Any = None, *, timesteps: dict[str, Any] | None = None,
                **kwargs: Any) -> dict[str, Any]:
@@ -126,23 +131,35 @@ class MAPPOLearner(PPOTorchLearner):
         """One gradient step; returns its figures (8,), see `_means`."""
         settings = self.settings
         counts = self._mean_over_learners(torch.stack((data["valid"].sum(), data["alive"].sum())).float())
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            out = self.module[MODULE_ID].forward_train(data)
-        parts = mappo_loss(
-            logits=out["logits"].float(), values=out["values"].float(), actions=data["actions"],
-            log_p_old=data["log_p"], valid=data["valid"], advantages=data["advantages"],
-            value_targets=data["value_targets"], values_old=data["values"], decided=data["alive"],
-            clip_param=settings.clip_param, value_clip=settings.value_clip, huber_delta=settings.huber_delta,
-            entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff, counts=counts)
+
+        def loss(module: Any, segments: dict[str, torch.Tensor]) -> LossParts:
+            return self._loss(module, segments, counts, progress)
+
         (optimizer,) = self._named_optimizers.values()
         optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()
+        if self._replicas is None:
+            parts = loss(self.module[MODULE_ID], data)
+            parts.total.backward()
+        else:
+            parts = self._replicas.backward(loss, data)
         actor = torch.nn.utils.clip_grad_norm_(self._actor, settings.grad_clip, foreach=True)
         critic = torch.nn.utils.clip_grad_norm_(self._critic, settings.grad_clip, foreach=True)
         if not torch.isfinite(actor + critic):
             self._refuse(parts)
         optimizer.step()
         return torch.stack((*(part.detach() for part in parts), actor, critic))
+
+    def _loss(self, module: Any, data: dict[str, torch.Tensor], counts: torch.Tensor,
+              progress: float) -> LossParts:
+        settings = self.settings
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            out = module.forward_train(data)
+        return mappo_loss(
+            logits=out["logits"].float(), values=out["values"].float(), actions=data["actions"],
+            log_p_old=data["log_p"], valid=data["valid"], advantages=data["advantages"],
+            value_targets=data["value_targets"], values_old=data["values"], decided=data["alive"],
+            clip_param=settings.clip_param, value_clip=settings.value_clip, huber_delta=settings.huber_delta,
+            entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff, counts=counts)
 
     def _refuse(self, parts: LossParts) -> None:
         where = first_nonfinite_parameter(self.team_module().named_parameters())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from algospace.types import AnyArray
 from training.mappo.recovery import RecoveryWarning
@@ -122,8 +123,15 @@ def _dispatch(group: Any, calls: list[dict[str, Any]], weights: dict[str, Any]) 
 
 
 def _local(group: Any, calls: list[dict[str, Any]], weights: dict[str, Any]) -> list[ShardResult]:
-    """The driver's own runner."""
-    return [(call["shard"], group.local_env_runner.sample(**call, weights=weights)) for call in calls]
+    """The driver's own runner, one thread per shard where it may use several."""
+    runner: TeamRunner = group.local_env_runner
+    runner.module.load_state_dict(weights)
+    threads = min(runner.settings.threads, len(calls))
+    if threads == 1:
+        return [(call["shard"], runner.sample(**call)) for call in calls]
+    with ThreadPoolExecutor(threads, "shard", torch.set_num_threads, (1,)) as pool:
+        answers = [(call["shard"], pool.submit(runner.sample, **call)) for call in calls]
+        return [(shard, answer.result()) for shard, answer in answers]
 
 
 def _remote_sample(call: dict[str, Any], weights: Any) -> Any:

@@ -77,6 +77,10 @@ class MAPPOSettings(FrozenConfig):
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: networks under autocast on a GPU, losses in float32."""
     torch_threads: Count = 1
+    threads: Count = 1
+    """Of the driver: shards are sampled beside each other without runners, and a minibatch's segments are
+    differentiated beside each other without further learners. Batches stay equal to the bit; gradients differ in
+    the order of their sums."""
     average_over: Share = 0.0
     """Share of training, at its end, whose weights are averaged into the final ones (Polyak and Juditsky 1992)."""
     overlap: bool = False
@@ -91,6 +95,9 @@ class MAPPOSettings(FrozenConfig):
                               f"({self.num_shards * self.envs_per_shard})")
         if not all(0.0 <= bound <= 1.0 for bound in (self.gae_lambda.start, self.gae_lambda.end)):
             raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
+        if self.threads > 1 and (self.num_learners or self.gpus_per_learner):
+            raise ValueError(f"threads ({self.threads}) share the driver's own learner: set num_learners and "
+                              f"gpus_per_learner to 0, or threads to 1")
         if self.precision == "bf16" and self.gpus_per_learner == 0.0:
             raise ValueError("precision bf16 needs a GPU (gpus_per_learner above 0); on a CPU use float32")
         return self
