@@ -67,27 +67,41 @@ def mappo_loss_plain(logits: torch.Tensor, values: torch.Tensor, actions: torch.
                      huber_delta: float | None, entropy_coeff: float, value_coeff: float,
                      counts: torch.Tensor) -> LossParts:
     """`mappo_loss` in torch: on GPUs, and the statement that the compiled one is held to."""
-    weight, rows = valid.to(logits.dtype), decided.to(values.dtype)
     count, row_count = counts
     log_p, entropy = policy_terms(logits, actions)
+    policy, mean_entropy, kl, clip_fraction = policy_loss(log_p, log_p_old, entropy, valid, advantages, clip_param,
+                                                          count)
+    value = value_loss(values, value_targets, values_old, decided, value_clip, huber_delta, row_count)
+    total = policy + value_coeff * value - entropy_coeff * mean_entropy
+    return LossParts(total, policy, value, mean_entropy, kl, clip_fraction)
+
+
+def policy_loss(log_p: torch.Tensor, log_p_old: torch.Tensor, entropy: torch.Tensor, valid: torch.Tensor,
+                advantages: torch.Tensor, clip_param: float, count: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Clipped surrogate, entropy, KL and share of clipped ratios of decisions (B, T, A); advantages (B, T).
+
+    KL is the estimate r - 1 - log r (Schulman 2020, "Approximating KL divergence")."""
+    weight = valid.to(log_p.dtype)
     log_ratio = torch.where(valid, log_p - log_p_old, 0.0)
     ratio = log_ratio.exp()
     advantage = advantages.unsqueeze(-1)
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_param, 1.0 + clip_param) * advantage)
     policy = -(surrogate * weight).sum() / count
     mean_entropy = (entropy * weight).sum() / count
-
-    error = huber(values - value_targets, huber_delta)
-    if value_clip is not None:
-        clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
-        error = torch.maximum(error, huber(clipped - value_targets, huber_delta))
-    value = (error * rows).sum() / row_count
-
     with torch.no_grad():
         kl = ((ratio - 1.0 - log_ratio) * weight).sum() / count
         clip_fraction = (((ratio - 1.0).abs() > clip_param) * weight).sum() / count
-    total = policy + value_coeff * value - entropy_coeff * mean_entropy
-    return LossParts(total, policy, value, mean_entropy, kl, clip_fraction)
+    return policy, mean_entropy, kl, clip_fraction
+
+
+def value_loss(values: torch.Tensor, targets: torch.Tensor, values_old: torch.Tensor, decided: torch.Tensor,
+               value_clip: float | None, huber_delta: float | None, count: torch.Tensor) -> torch.Tensor:
+    """Mean (Huber, clipped) error of values (B, T) over `decided` rows."""
+    error = huber(values - targets, huber_delta)
+    if value_clip is not None:
+        clipped = values_old + (values - values_old).clamp(-value_clip, value_clip)
+        error = torch.maximum(error, huber(clipped - targets, huber_delta))
+    return (error * decided.to(values.dtype)).sum() / count
 
 
 def huber(error: torch.Tensor, delta: float | None) -> torch.Tensor:
