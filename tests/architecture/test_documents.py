@@ -182,3 +182,17 @@ def test_every_benchmark_has_a_section() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.name.startswith("_")}
     assert set(re.findall(r"^## (\w+)$", text, re.M)) == scripts
+
+
+def test_a_walk_forward_chosen_after_its_tests_says_so_and_counts_as_a_trial() -> None:
+    """A report of a configuration changed on the command line is a further trial on tests that were seen."""
+    text = (ROOT / "docs" / "experiments" / "walk-forward.md").read_text(encoding="utf-8")
+    changed = [part for part in text.split("\n## ")
+               if re.search(r"^`algospace walk-forward [^`]*\b(rde|mrms|core)\.", part, re.M)]
+    assert changed, "no report with a changed training"
+    for part in changed:
+        trials = re.search(r"walk_forward\.trials=(\d+)", part)
+        assert trials, part[:60]
+        assert int(trials[1]) >= 2
+        assert f"number of trials in the deflated Sharpe ratio is {trials[1]}" in part
+        assert "chosen after seeing" in part
