@@ -1,7 +1,8 @@
-"""What the examples share: a synthetic market with known truth, and the score of positions on it."""
+"""What the examples share: a synthetic market with known truth, the score of positions on it, the options."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,17 @@ class ExampleMarket:
     truth: SyntheticTruth
     start: int
     stop: int
+
+
+def options(about: str, steps: int, counted: str) -> dict[str, Any]:
+    """What the command line asks of an example's `main`; `about` is its docstring, `steps` the default number of
+    `counted` steps."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=steps, help=f"{counted} to train for")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training and of its market")
+    parser.add_argument("--test-seed", type=int, default=9001, help="seed of the market that judges")
+    parser.add_argument("--scenario", default="easy", help="easy, mid, hard or martingale")
+    return vars(parser.parse_args())
 
 
 def make_market(seed: int, bars: int, scenario: str = "easy", schema: MatrixSchema | None = None) -> ExampleMarket:

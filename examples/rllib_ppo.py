@@ -9,7 +9,6 @@ the curriculum of costs is set from outside.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from functools import partial
@@ -29,7 +28,17 @@ from envs.config import CoreEnvConfig
 from envs.gym_envs import boxes
 from envs.observations import Observation
 from envs.team_env import AGENTS, TeamEnv
-from examples.market import SYMBOL, ExampleMarket, chunk_cores, chunks, cost_scale, make_market, report, unit_core
+from examples.market import (
+    SYMBOL,
+    ExampleMarket,
+    chunk_cores,
+    chunks,
+    cost_scale,
+    make_market,
+    options,
+    report,
+    unit_core,
+)
 from training.mappo.multi_agent_env import register_core_env
 from training.ray_session import ray_session
 
@@ -137,10 +146,4 @@ def main(steps: int = 40_000, seed: int = 0, train_bars: int = 200_000, test_bar
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40_000, help="environment half-steps to train for")
-    parser.add_argument("--seed", type=int, default=0, help="seed of training and of its market")
-    parser.add_argument("--test-seed", type=int, default=9001, help="seed of the market that judges")
-    parser.add_argument("--scenario", default="easy", help="easy, mid, hard or martingale")
-    chosen = parser.parse_args()
-    main(chosen.steps, chosen.seed, test_seed=chosen.test_seed, scenario=chosen.scenario)
+    main(**options(__doc__, 40_000, "environment half-steps"))

@@ -9,7 +9,6 @@ a curriculum of costs.
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -22,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from algospace.types import FloatArray
 from envs.config import CoreEnvConfig
 from envs.single_agent import PositionEnv
-from examples.market import ExampleMarket, chunk_cores, chunks, cost_scale, make_market, report, unit_core
+from examples.market import ExampleMarket, chunk_cores, chunks, cost_scale, make_market, options, report, unit_core
 
 ENVS, EPISODE_BARS, CHUNKS = 16, 512, 16
 
@@ -76,10 +75,4 @@ def main(steps: int = 60_000, seed: int = 0, train_bars: int = 200_000, test_bar
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60_000, help="environment steps to train for")
-    parser.add_argument("--seed", type=int, default=0, help="seed of training and of its market")
-    parser.add_argument("--test-seed", type=int, default=9001, help="seed of the market that judges")
-    parser.add_argument("--scenario", default="easy", help="easy, mid, hard or martingale")
-    chosen = parser.parse_args()
-    main(chosen.steps, chosen.seed, test_seed=chosen.test_seed, scenario=chosen.scenario)
+    main(**options(__doc__, 60_000, "environment steps"))
