@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,15 @@ from envs.vector_core import VectorCoreEnv, risk_unit_of
 from training.config import RunConfig
 from training.dataset import Split
 from training.experts import expert_columns
+from training.mappo import learner
 from training.mappo.core_rollout import Segments, decision_draws
 from training.mappo.core_team import CoreSampler, CoreTeamModule
+from training.mappo.loss import LossParts, policy_loss, policy_terms, value_loss
 from training.mappo.module import build_team_module
 from training.mappo.tables import experts_hash, save_experts
 from training.pipeline import PipelineResult, run_pipeline
 from training.ray_session import ray_session
+from training.supervised import fit_supervised, positions
 from training.team_training import TrainedTeam, train_team
 from training.unit_run import unit_run
 
@@ -59,6 +62,8 @@ class Ablation:
     `zero_regime`, `zero_proposals`: the experts' columns hold zeros, in training and in the test.
     `voters`: how many of the three decide; 2: strategic always passes, 1: arbitrage's vote stands for all three
     (the stored votes are those before that, so what is pivotal cannot be told from them).
+    `one_agent`: the team's votes and execution are one action of one agent, its probability their product.
+    `classifier`: no team at all, but the supervised baseline (training.supervised), given all training rows.
     """
 
     what: str
@@ -67,6 +72,8 @@ class Ablation:
     zero_regime: bool = False
     zero_proposals: bool = False
     voters: int = 3
+    one_agent: bool = False
+    classifier: bool = False
 
 
 ABLATIONS: dict[str, Ablation] = {
@@ -88,6 +95,11 @@ ABLATIONS: dict[str, Ablation] = {
     "mrms": Ablation("proposals are zeros (unit mechanics show them to execution, no more)", zero_proposals=True),
     "voters_1": Ablation("arbitrage alone decides", ("core.mappo.pivotal_votes=false",), voters=1),
     "voters_2": Ablation("tactical and arbitrage must agree", ("core.mappo.pivotal_votes=false",), voters=2),
+    "one_agent": Ablation("one-agent PPO on the joint action", ("core.mappo.pivotal_votes=false",),
+                          one_agent=True),
+    "classifier": Ablation("the supervised baseline: boosted trees on the same features", classifier=True),
+    "synergy": Ablation("decisions where there is a synergy, not on every bar",
+                        ("core.env.decision_points=synergy",)),
     "lstm": Ablation("LSTM embedders", ("core.net.embedder=lstm",)),
     "transformer": Ablation("Transformer embedders", ("core.net.embedder=transformer",)),
     "window": Ablation("tactical window 128", ("matrices.tactical_window=128",), remake=True),
@@ -180,18 +192,39 @@ def _bench(args: argparse.Namespace, name: str, config: RunConfig) -> Bench:
 
 def run_one(bench: Bench, ablation: Ablation, name: str, seed: int) -> dict[str, Any]:
     """Train the core once and score it on every test market."""
+    if ablation.classifier:
+        return classify(bench, seed)
     started = time.perf_counter()
     folder = bench.run_dir / "cores" / f"{name}-{seed}"
-    with deciding_voters(ablation.voters):
+    with deciding_voters(ablation.voters), joint_action(ablation.one_agent):
         team = train_team(_spec(bench, ablation, seed), bench.config.core.mappo, folder)
         seconds = time.perf_counter() - started
         pairs = [_score(bench, ablation, team, split) for split in bench.result.dataset.test]
+    return _summary(pairs) | {"steps_per_s": bench.config.core.mappo.env_steps / seconds}
+
+
+def _summary(pairs: list[tuple[UnitScore, UnitScore]]) -> dict[str, Any]:
+    """Means over the test markets; pairs of (policy, limit)."""
     policy, limit = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     earned, best = np.mean([s.score for s in policy]), np.mean([s.score for s in limit])
     return {"fraction": float(earned / best) if best > 0.0 else None, "score": float(earned),
             "exposure": float(np.mean([s.exposure for s in policy])),
-            "turnover": float(np.mean([s.turnover for s in policy])),
-            "steps_per_s": bench.config.core.mappo.env_steps / seconds}
+            "turnover": float(np.mean([s.turnover for s in policy]))}
+
+
+def classify(bench: Bench, seed: int) -> dict[str, Any]:
+    """Fit the classifier and its thresholds on the training split and score it on every test market."""
+    def vectors(of: Split) -> Float32Array:
+        return _load(_experts(bench, ABLATIONS["none"], of))[0][0]
+
+    train = bench.result.dataset.train
+    model = fit_supervised(train.market(), vectors(train), train.start, train.stop, seed,
+                           max_rows=train.stop - train.start)
+    pairs = []
+    for test in bench.result.dataset.test:
+        held = positions(model, test.market(), test.start, test.stop, vectors(test))
+        pairs.append(_judge(test, held, [(test.start, test.stop)]))
+    return _summary(pairs)
 
 
 def _spec(bench: Bench, ablation: Ablation, seed: int) -> dict[str, Any]:
@@ -240,11 +273,14 @@ def _score(bench: Bench, ablation: Ablation, team: TrainedTeam, split: Split) ->
     module = build_team_module(spec)
     module.load_state_dict(team.module.state_dict())
     assert isinstance(module, CoreTeamModule)
-    positions, segments = unit_run(module, spec, split.start, split.stop)
+    return _judge(split, *unit_run(module, spec, split.start, split.stop))
+
+
+def _judge(split: Split, held: AnyArray, segments: Sequence[tuple[int, int]]) -> tuple[UnitScore, UnitScore]:
     truth, close = split.truth(), np.asarray(split.market().close)
     if truth is None or truth.expected_return is None:
         raise ConfigError(f"{split.table}: ablations need a planted market with a solved limit")
-    return (score_unit_run(positions, truth.expected_return, close, segments),
+    return (score_unit_run(held, truth.expected_return, close, segments),
             limit_score(truth, close, segments))
 
 
@@ -271,6 +307,30 @@ def deciding_voters(count: int) -> Iterator[None]:
         stack.enter_context(patch.object(CoreSampler, "_step", unheard))
         stack.enter_context(patch.object(CoreSampler, "play_compiled", _play_in_steps))
         yield
+
+
+@contextmanager
+def joint_action(enabled: bool) -> Iterator[None]:
+    """Train the team as one agent (PPO on the joint action): one ratio and one clip per decision."""
+    with patch.object(learner, "mappo_loss", joint_loss) if enabled else nullcontext():
+        yield
+
+
+def joint_loss(*, logits: torch.Tensor, values: torch.Tensor, actions: torch.Tensor, log_p_old: torch.Tensor,
+               valid: torch.Tensor, advantages: torch.Tensor, value_targets: torch.Tensor,
+               values_old: torch.Tensor, decided: torch.Tensor, clip_param: float, value_clip: float | None,
+               huber_delta: float | None, entropy_coeff: float, value_coeff: float,
+               counts: torch.Tensor) -> LossParts:
+    """`mappo_loss` with the sum of the agents' log-probabilities in place of each."""
+    terms = policy_terms(logits, actions)
+    log_p, entropy = (torch.where(valid, part, 0.0).sum(-1, keepdim=True) for part in terms)
+    before = torch.where(valid, log_p_old, 0.0).sum(-1, keepdim=True)
+    asked = valid.any(-1, keepdim=True)
+    policy, mean_entropy, kl, clipped = policy_loss(log_p, before, entropy, asked, advantages, clip_param,
+                                                    asked.sum().clamp(min=1))
+    value = value_loss(values, value_targets, values_old, decided, value_clip, huber_delta, counts[1])
+    total = policy + value_coeff * value - entropy_coeff * mean_entropy
+    return LossParts(total, policy, value, mean_entropy, kl, clipped)
 
 
 def _play_in_steps(sampler: CoreSampler, out: Segments, rows_of_masks: AnyArray, seed: int,

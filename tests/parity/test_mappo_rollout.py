@@ -187,6 +187,23 @@ def test_the_unit_run_is_the_scalar_environment_played_greedily(training_market:
         np.testing.assert_array_equal(positions[first:stop], _greedy(module, spec, first, length))
 
 
+def test_the_unit_run_holds_a_position_from_synergy_to_synergy(eventful: MarketOnDisk) -> None:
+    spec = eventful.core_spec(env={"decision_points": "synergy"}) | SAMPLING
+    module = lively(build_team_module(spec))
+    assert isinstance(module, CoreTeamModule)
+    event = np.asarray(eventful.table.decision & eventful.table.synergy_event)
+    start, chunks, length = int(np.flatnonzero(event[4000:])[0]) + 4000, 3, 150
+    positions, segments = unit_run(module, spec, start, start + chunks * length, chunks)
+    inside = np.zeros(len(event), np.bool_)
+    for first, stop in segments:
+        inside[first + 1:stop] = True
+    moved = np.flatnonzero(np.diff(positions, prepend=0.0) != 0.0)
+    moved = moved[inside[moved]]
+    assert moved.size > 3
+    assert event[moved].all()
+    np.testing.assert_array_equal(positions[start:start + length], _greedy(module, spec, start, length))
+
+
 def _greedy(module: CoreTeamModule, spec: dict[str, Any], first: int, length: int) -> AnyArray:
     """Positions of one scalar environment that starts at row `first`, window by window."""
     market, net = module.table.market, module.net
@@ -196,7 +213,8 @@ def _greedy(module: CoreTeamModule, spec: dict[str, Any], first: int, length: in
     assert env.row == first
     keep, straight = torch.ones(()), torch.zeros(1, dtype=torch.bool)
     positions = np.zeros(length)
-    for t in range(length):
+    while env.row < first + length:
+        before = env.row - first
         row = torch.tensor([[env.row]])
         context = torch.cat((module.market_context(row, straight)[0, 0], torch.from_numpy(env.observe())))
         shared = net.shared_input(context)
@@ -207,5 +225,5 @@ def _greedy(module: CoreTeamModule, spec: dict[str, Any], first: int, length: in
         hidden = net.execution_trunk(one_hot, torch.from_numpy(env.proposal), shared)
         logits = net.execution_logits(hidden, keep, torch.tensor(env.action_mask))
         env.execute(int(logits.argmax(-1)[0]))
-        positions[t] = env.account["position"]
+        positions[before:env.row - first] = env.account["position"]
     return positions
