@@ -22,12 +22,13 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from serving.app import AppSettings, create_app
-from serving.auth import token_digest
+from serving.app import create_app
+from serving.auth import StaticToken, token_digest
 from serving.bundle import load_bundle
 from serving.client import request_of
 from serving.deployment import free_port, start_service
 from serving.policy import BundlePolicy
+from serving.service import AppSettings
 from tests.serving_market import accounts, random_bundle, serving_table
 
 TOKEN = "a-token-of-enough-length"
@@ -90,7 +91,7 @@ def serve_with_uvicorn(directory: Path, port: int) -> None:
     import uvicorn
 
     torch.set_num_threads(1)
-    app = create_app(load_bundle(directory), AppSettings(), token_digest(TOKEN))
+    app = create_app(load_bundle(directory), AppSettings(), StaticToken(token_digest(TOKEN)))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
 
 

@@ -27,9 +27,10 @@ from pydantic import Field
 
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
-from serving.app import AppSettings, create_app
-from serving.auth import token_digest
+from serving.app import create_app
+from serving.auth import StaticToken, token_digest
 from serving.bundle import load_bundle
+from serving.service import AppSettings
 
 APPLICATION = "algospace"
 _LOG = structlog.get_logger(__name__)
@@ -217,7 +218,8 @@ class Replica:
         import torch
 
         torch.set_num_threads(1)
-        self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings), digest)
+        self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings),
+                               StaticToken(digest))
         gc.collect()
         gc.freeze()  # what was loaded stays; no collection walks it in the middle of a request
 

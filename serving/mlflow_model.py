@@ -15,8 +15,8 @@ import mlflow
 from mlflow.pyfunc.model import PythonModel
 
 from algospace.errors import InputError
-from serving.app import AppSettings, Service
 from serving.bundle import load_bundle
+from serving.service import AppSettings, Service
 
 
 class BundleModel(PythonModel):  # type: ignore[misc]  # mlflow is untyped

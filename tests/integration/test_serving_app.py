@@ -12,12 +12,13 @@ from fastapi.testclient import TestClient
 from algospace.errors import ConfigError
 from algospace.features.market_table import MarketTable
 from algospace.instruments import INSTRUMENTS
-from serving.app import AppSettings, create_app
-from serving.auth import resolve_token, token_digest
+from serving.app import create_app
+from serving.auth import StaticToken, resolve_token, token_digest
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.deployment import serve_environment
 from serving.policy import BundlePolicy
+from serving.service import AppSettings
 from tests.serving_market import accounts, random_bundle, rows, serving_table
 
 TOKEN = "a-token-of-enough-length"
@@ -35,7 +36,7 @@ def table() -> MarketTable:
 
 @pytest.fixture(scope="module")
 def client(bundle: Bundle) -> TestClient:
-    app = create_app(bundle, AppSettings(), token_digest(TOKEN))
+    app = create_app(bundle, AppSettings(), StaticToken(token_digest(TOKEN)))
     return TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
 
 
@@ -203,12 +204,12 @@ def test_health_tells_what_runs(client: TestClient) -> None:
 
 
 def test_a_backend_that_is_not_there_falls_back_visibly(bundle: Bundle) -> None:
-    app = create_app(bundle, AppSettings(backends=("tensorrt", "torch")), token_digest(TOKEN))
+    app = create_app(bundle, AppSettings(backends=("tensorrt", "torch")), StaticToken(token_digest(TOKEN)))
     health = TestClient(app).get("/v1/health").json()
     assert health["backend"] == "torch"
     assert health["fallbacks"][0].startswith("tensorrt: ")
     with pytest.raises(ConfigError, match="no configured backend works"):
-        create_app(bundle, AppSettings(backends=("tensorrt",)), token_digest(TOKEN))
+        create_app(bundle, AppSettings(backends=("tensorrt",)), StaticToken(token_digest(TOKEN)))
 
 
 def test_tokens(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The models of a service: each a bundle on a backend. The champion decides; it can be replaced at any time."""
+
+from __future__ import annotations
+
+import numpy as np
+import structlog
+
+from algospace.errors import AlgoSpaceError, ConfigError
+from serving.backends import Backend, BackendName, make_backend
+from serving.bundle import Bundle
+from serving.decider import Decider, DecisionInputs, MarketState, account_record
+
+_LOG = structlog.get_logger("serving")
+_WARM_UP = 3
+
+
+class Model:
+    """One bundle, warmed up on the first of `backends` that this machine can run.
+
+    `fallbacks`: one line per backend that it could not. ConfigError if none works.
+    """
+
+    def __init__(self, bundle: Bundle, backends: tuple[BackendName, ...]) -> None:
+        self.bundle = bundle
+        self.backend, self.fallbacks = choose_backend(bundle, backends)
+        self.decider = Decider(bundle, self.backend)
+        for seed in range(_WARM_UP):
+            self.decider.decide(self._blank_inputs(seed))
+
+    @property
+    def id(self) -> str:
+        """The bundle's id."""
+        return self.bundle.id
+
+    def _blank_inputs(self, seed: int) -> DecisionInputs:
+        schema = self.bundle.schema
+        market = MarketState(5000.0, 5.0, (0.0, 1.0), np.zeros(3, np.float32))
+        account = account_record(position=1.0, entry=4990.0, equity=1e5, day_start=1e5)
+        return DecisionInputs(
+            np.zeros((schema.strategic.window, schema.strategic.width), np.float32),
+            np.zeros((schema.tactical.window, schema.tactical.width), np.float32),
+            np.zeros(self.bundle.manifest.regime_size, np.float32), market, account, seed)
+
+
+def choose_backend(bundle: Bundle, backends: tuple[BackendName, ...]) -> tuple[Backend, list[str]]:
+    """(the first backend that works here, one line per backend that did not)."""
+    failures: list[str] = []
+    for name in backends:
+        try:
+            return make_backend(name, bundle), failures
+        except AlgoSpaceError as error:
+            failures.append(f"{name}: {error}")
+            _LOG.warning("backend_fallback", backend=name, error=str(error))
+    raise ConfigError(f"no configured backend works: {'; '.join(failures)}")
