@@ -56,13 +56,14 @@ class Nodes:
     started: list[subprocess.Popen[bytes]]
 
     def start(self, *arguments: str, hidden: Path | None = None, cache: str = "") -> subprocess.Popen[bytes]:
-        """`ray start`, with ports of its own; on a machine that does not see folder `hidden`, if given."""
+        """`ray start`, with ports and a folder of its own (in a shared one, a job's package is unpacked anew over
+        the one in use); on a machine that does not see folder `hidden`, if given."""
         number = len(self.started)
         ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port",
                                                         "runtime-env-agent-port", "metrics-export-port")]
         command = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
                    f"--min-worker-port={21000 + 500 * number}", f"--max-worker-port={21499 + 500 * number}",
-                   f"--temp-dir={self.folder}", f"--object-store-memory={200 << 20}", *ports, *arguments]
+                   f"--temp-dir={self.folder}/{number}", f"--object-store-memory={200 << 20}", *ports, *arguments]
         if hidden is not None:
             command = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none "{hidden}" && exec "$@"', "sh", *command]
         environment = self.environment | ({"ALGOSPACE_CACHE": cache} if cache else {})
@@ -228,6 +229,6 @@ def test_a_job_submitted_to_several_nodes_trains_the_phases(nodes: Nodes, tmp_pa
         if "Failed to connect" not in done.stderr and "No available agent" not in done.stderr:
             break
         time.sleep(5.0)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     for phase in ("rde", "mrms", "core"):
         assert json.loads((run_dir / phase / "phase.json").read_text())["status"] == "finished"
