@@ -214,7 +214,9 @@ def _fit(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> None:
 
 
 def _scheduler(config: TuneConfig) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    from training.tune_population import Population
 
     if config.scheduler == "asha":
         return ASHAScheduler(max_t=config.rungs, grace_period=config.asha.grace,
@@ -228,12 +230,12 @@ def _scheduler(config: TuneConfig) -> Any:
         kept = {key: min(max(values[key], bound.low), bound.high) for key, bound in bounds.items()}
         return {**values, **kept}
 
-    return PopulationBasedTraining(
+    return Population(
         time_attr="training_iteration", perturbation_interval=config.pbt.interval,
         hyperparam_mutations={key: list(parameter.values) if isinstance(parameter, Choice) else _domain(parameter)
                               for key, parameter in config.space.items()},
         quantile_fraction=config.pbt.quantile, resample_probability=config.pbt.resample,
-        custom_explore_fn=within_bounds, log_config=False)
+        custom_explore_fn=within_bounds, log_config=False, synch=True)
 
 
 def _searcher(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> Any:
@@ -243,7 +245,10 @@ def _searcher(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> Any:
     if config.search == "random":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=config.max_concurrent)
+        # a population needs all its members alive, and takes turns where there is no room for them: one after the
+        # other, nobody would be left to hand a team to
+        at_once = 0 if config.scheduler == "pbt" else config.max_concurrent
+        return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=at_once)
     from ray.tune.search.optuna import OptunaSearch
 
     earlier = [dict(trial["changes"]) for trial in ledger.trials.values()]
