@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from algospace.errors import ConfigError
+
+_ANSWER_SECONDS = 10.0
 
 
 @contextmanager
 def ray_session(num_cpus: int = 2) -> Iterator[None]:
     """A Ray cluster for the block: the one this process already belongs to, the one that RAY_ADDRESS names, or a
-    local one of `num_cpus` processors that ends with the block. RAY_AUTH_MODE is `disabled` unless set."""
+    local one of `num_cpus` processors that ends with the block. RAY_AUTH_MODE is `disabled` unless set.
+
+    Raises ConfigError if nothing answers at RAY_ADDRESS.
+    """
     import ray
 
     if ray.is_initialized():
@@ -21,7 +30,11 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
     for name in ("ray", "ray.rllib"):  # RLlib's advice to its developers is not for our users
         logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        _check_address(os.environ.get("RAY_ADDRESS", ""))
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            raise ConfigError(_no_cluster(os.environ.get("RAY_ADDRESS", ""))) from error
     else:
         # "local", or Ray joins whatever cluster was last started on this machine; RAY_ADDRESS chooses one
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
@@ -30,3 +43,18 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """ConfigError if nobody listens at host:port: Ray itself would ask for minutes, and then end the process."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d+)", address)
+    if found is None:  # `auto`, or a name that Ray resolves
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_no_cluster(address)) from error
+
+
+def _no_cluster(address: str) -> str:
+    return f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with `ray start --head`, or unset it"
