@@ -115,14 +115,29 @@ def on_paper(constants: Constants, runners: int, learners: int, decisions_per_ru
             f"{sample:>9.2f}{driver:>9.2f}{update:>9.2f}{decisions / total:>13,.0f}")
 
 
+def runner_counts(text: str) -> list[int]:
+    """`0,1,2` as numbers; the constants come from the driver alone (0) and from remote runners."""
+    numbers = [int(word) for word in text.split(",")]
+    if 0 not in numbers or max(numbers) < 1 or min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def positive(text: str) -> int:
+    """A count of at least one."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def main() -> int:
     """Measure, then work out."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--iterations", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runners", default="0,1,2,4")
+    parser.add_argument("--iterations", type=positive, default=6)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--runners", type=runner_counts, default="0,1,2,4", help="0 and at least one more")
     chosen = parser.parse_args()
-    numbers = [int(word) for word in chosen.runners.split(",")]
+    numbers = chosen.runners
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", num_cpus=sum(numbers) + 1, include_dashboard=False, log_to_driver=False,
              logging_level="ERROR")
@@ -142,7 +157,7 @@ def main() -> int:
         print(f"{'runners':>7}{'sample':>9}{'update':>9}{'decisions/s':>13}{'sampling':>10}")
         for n, (sample, update) in rates.items():
             print(f"{n:>7}{sample:>9.3f}{update:>9.3f}{decisions / (sample + update):>13,.0f}"
-                  f"{rates[numbers[0]][0] / sample:>9.2f}x")
+                  f"{rates[0][0] / sample:>9.2f}x")
         constants = measured(algorithms, rates)
         for algorithm in algorithms.values():
             algorithm.stop()
