@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from rich.console import Console
 
@@ -86,6 +87,7 @@ def run_sweep(tune: TuneConfig, base: RunConfig, folder: Path, console: Console 
     reached its end.
     """
     console = console or Console()
+    torch.set_num_threads(base.torch_threads)  # of the shared experts, too: sums depend on it
     folder = folder.resolve()
     plan = Plan(folder, tune, base)
     config_hash = sweep_hash(tune, base)
