@@ -88,17 +88,17 @@ class MAPPOLearner(PPOTorchLearner):
         """Value norm and advantage statistics over the whole batch, and over all learners."""
         norm = self.team_module().value_norm
         alive = data["alive"]
-        if not self.settings.death_masking:  # execution's only choice was forced: it counts, and learns nothing
-            data["valid"] = torch.cat((data["valid"][..., :-1], alive.unsqueeze(-1)), -1)
-        if self.settings.pivotal_votes and self.config.team["kind"] in ("core", "joint"):
-            data["valid"] = data["valid"] & pivotal(data["actions"]).to(alive.device)
+        pivots = self.settings.pivotal_votes and self.config.team["kind"] in ("core", "joint")
+        mattered = pivotal(data["actions"]).to(alive.device) if pivots else torch.ones_like(data["valid"])
+        data["counted"] = counted(data["valid"], alive, mattered, self.settings.death_masking)
+        data["valid"] = data["valid"] & mattered
         targets = data["value_targets"][alive]
         moments = self._moments(targets)
         data["values"] = norm.normalise(data["values"])
         if self.settings.value_norm:
             norm.update(moments[0], moments[1])
         data["value_targets"] = norm.normalise(data["value_targets"])
-        acting = data["valid"].any(-1)
+        acting = data["counted"].any(-1)
         if self.distributed:
             stats = self._moments(data["advantages"][acting])
             deviation = (stats[1] - stats[0] ** 2).clamp(min=1e-12).sqrt()
@@ -130,7 +130,7 @@ class MAPPOLearner(PPOTorchLearner):
     def _minibatch(self, data: dict[str, torch.Tensor], progress: float) -> torch.Tensor:
         """One gradient step; returns its figures (8,), see `_means`."""
         settings = self.settings
-        counts = self._mean_over_learners(torch.stack((data["valid"].sum(), data["alive"].sum())).float())
+        counts = self._mean_over_learners(torch.stack((data["counted"].sum(), data["alive"].sum())).float())
 
         def loss(module: Any, segments: dict[str, torch.Tensor]) -> LossParts:
             return self._loss(module, segments, counts, progress)
@@ -166,6 +166,18 @@ class MAPPOLearner(PPOTorchLearner):
         losses = ", ".join(f"{name} {float(part):.4g}" for name, part in parts._asdict().items())
         raise NonFiniteError(f"the {where} is not finite ({losses}); the last checkpoint is intact: lower "
                              f"the learning rate and resume")
+
+
+def counted(asked: torch.Tensor, alive: torch.Tensor, mattered: torch.Tensor,
+            death_masking: bool) -> torch.Tensor:
+    """Decisions (B, T, A) that the objective's means are over; asked and mattered (B, T, A), alive (B, T).
+
+    Those that were asked and mattered; without death masking also those that were not asked. They had one choice,
+    so they add nothing to any sum.
+    """
+    if death_masking:
+        return asked & mattered
+    return alive.unsqueeze(-1) & (mattered | ~asked)
 
 
 def pivotal(actions: torch.Tensor) -> torch.Tensor:

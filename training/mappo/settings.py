@@ -57,8 +57,11 @@ class MAPPOSettings(FrozenConfig):
     value_coeff: float = 0.5
     value_norm: bool = True
     death_masking: bool = True
-    """Where execution was not asked it is left out of the objective; without this it counts there, with the one
-    choice it had, so that the mean over decisions is diluted. Voters that were not asked are always left out."""
+    """Agents that were not asked are left out of the objective: voters where the row is no decision (a filled
+    bar), execution there and where it has neither an opportunity nor a position. Without this every agent counts
+    on every row alive, where it was not asked with the one choice it had (pass, reject): ratio 1, entropy 0, no
+    gradient, so that the means over decisions are diluted. Rows behind an episode's end are always left out, and
+    so are votes that were asked but not pivotal (`pivotal_votes`). M-RMS: always asked, no effect."""
     epochs: Count = 2
     minibatches: Count = 8
     grad_clip: float = 10.0
