@@ -1,6 +1,7 @@
 """A joint run over several markets: rows of its long table are the markets' own, what a sampler stores is what the
 learner computes again, and a specialised core is the joint one on its market."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from algospace.errors import ConfigError, SchemaError
 from algospace.instruments import instrument
@@ -190,3 +193,38 @@ def test_tables_of_other_columns_are_refused(markets: Markets) -> None:
     changed = dataclasses.replace(second, market=dataclasses.replace(second.market, schema=shorter))
     with pytest.raises(SchemaError, match="other columns or windows"):
         JointTable((first, changed))
+
+
+@given(k=st.integers(0, 1), place=st.integers(0, 40), at_start=st.booleans(), mirrored=st.booleans(),
+       seed=st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_no_window_holds_rows_of_another_market(markets: Markets, k: int, place: int, at_start: bool,
+                                                mirrored: bool, seed: int) -> None:
+    """Whatever stands in the other instrument's rows, embeddings at the seam are the same: in segments and window
+    by window, by joint rows and by the market's own. Rows of the warm-up, which nothing decides on, included."""
+    module = lively(joint(markets))
+    size = len(markets[k].table)
+    first = place if at_start else size - STEPS - place
+    rows, flag = torch.arange(first, first + STEPS)[None], torch.tensor([mirrored])
+
+    def embedded() -> list[torch.Tensor]:
+        found = []
+        for view, at in ((module, rows + module.joint.offsets[k]), (module.view(k), rows)):
+            found += [view.embed(at, flag), view._embed_scattered(at, flag)]
+        return found
+
+    with torch.no_grad():
+        before = embedded()
+        assert all(torch.isfinite(x).all() for x in before)
+        noisy = copy.copy(module.tensors)
+        generator = torch.Generator().manual_seed(seed)
+        for name, offsets, total in (("tactical", module.joint.offsets, noisy.rows),
+                                     ("strategic", module.joint.offsets_30m, noisy.rows_30m)):
+            values = getattr(noisy, name).clone()
+            for image in (0, total):
+                part = values[image + offsets[1 - k]: image + offsets[2 - k]]
+                part.copy_(torch.randn(part.shape, generator=generator))
+            setattr(noisy, name, values)
+        module.tensors = noisy
+        for old, new in zip(before, embedded(), strict=True):
+            assert torch.equal(old, new)

@@ -16,7 +16,7 @@ from envs.config import CoreEnvConfig
 from envs.vector_core import VectorCoreEnv
 from training.mappo.core_rollout import Segments, Weights, decision_draws, rollout
 from training.mappo.module import TeamModule
-from training.mappo.tables import TrainingTable, cached_tensors
+from training.mappo.tables import TrainingTable, cached_tensors, own_rows
 
 _VOTERS = 3
 
@@ -44,13 +44,13 @@ class CoreTeamModule(TeamModule):
         fast = mirrored[:, None].long() * tensors.rows
         slow = mirrored[:, None].long() * tensors.rows_30m
         context = max(net.tactical.context, net.arbitrage_fast.context)
-        span = rows[:, :1] + torch.arange(-context, rows.shape[1])
-        tactical = tensors.tactical[span.clamp(min=0) + fast]
+        span = own_rows(rows[:, :1] + torch.arange(-context, rows.shape[1]), rows[:, :1], tensors.starts)
+        tactical = tensors.tactical[span + fast]
         rows_30m = tensors.row_30m[rows]
         first = rows_30m[:, :1]
         context_30m = max(net.strategic.context, net.arbitrage_slow.context)
         steps_30m = int((rows_30m[:, -1] - rows_30m[:, 0]).max()) + 1
-        span_30m = (first + torch.arange(-context_30m, steps_30m)).clamp(0, tensors.rows_30m - 1)
+        span_30m = own_rows(first + torch.arange(-context_30m, steps_30m), first, tensors.starts_30m)
         strategic = tensors.strategic[span_30m + slow]
         pick = (rows_30m - first).unsqueeze(-1).expand(-1, -1, net.config.embed_dim)
         tactical, strategic, pick = (x.to(net.head.device) for x in (tactical, strategic, pick))
@@ -92,8 +92,9 @@ def gather_windows(tensors: Any, shapes: Any, rows: torch.Tensor,
                    mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows (R, Ws, Fs) and (R, Wt, Ft) of scattered rows (R,)."""
     rows_30m = tensors.row_30m[rows]
-    span_30m = (rows_30m[:, None] + torch.arange(1 - shapes.strategic_window, 1)).clamp(min=0)
-    span = (rows[:, None] + torch.arange(1 - shapes.tactical_window, 1)).clamp(min=0)
+    span_30m = own_rows(rows_30m[:, None] + torch.arange(1 - shapes.strategic_window, 1), rows_30m[:, None],
+                        tensors.starts_30m)
+    span = own_rows(rows[:, None] + torch.arange(1 - shapes.tactical_window, 1), rows[:, None], tensors.starts)
     flag = mirrored[:, None].long()
     return (tensors.strategic[span_30m + flag * tensors.rows_30m],
             tensors.tactical[span + flag * tensors.rows])

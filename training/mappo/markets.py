@@ -82,6 +82,7 @@ class JointTensors(TableTensors):
         """arrays: what `joint_arrays` made of these tables, perhaps in another process."""
         self.offsets = table.offsets
         self.rows, self.rows_30m = table.offsets[-1], table.offsets_30m[-1]
+        self.starts, self.starts_30m = torch.tensor(table.offsets), torch.tensor(table.offsets_30m)
         tensors = {name: torch.from_numpy(values) for name, values in (arrays or joint_arrays(table)).items()}
         self.tactical, self.strategic = tensors["tactical"], tensors["strategic"]
         self.regime, self.synergy, self.row_30m = tensors["regime"], tensors["synergy"], tensors["row_30m"]
@@ -91,7 +92,8 @@ class JointTensors(TableTensors):
         first, stop = self.offsets[market], self.offsets[market + 1]
         view = copy.copy(self)
         view.tactical, view.synergy = self.tactical[first:], self.synergy[first:]
-        view.row_30m = self.row_30m[first:stop]
+        view.row_30m = self.row_30m[first:stop]  # these stay joint rows
+        view.starts, view.starts_30m = torch.tensor((0, stop - first)), self.starts_30m[market:market + 2]
         return view
 
 

@@ -83,9 +83,20 @@ class TableTensors:
     def __init__(self, table: TrainingTable, arrays: Mapping[str, AnyArray] | None = None) -> None:
         """arrays: what `doubled_arrays` made of this table, perhaps in another process; made here by default."""
         self.rows, self.rows_30m = len(table.market), table.market.strategic.shape[0]
+        self.starts, self.starts_30m = torch.tensor((0, self.rows)), torch.tensor((0, self.rows_30m))
         tensors = {name: torch.from_numpy(values) for name, values in (arrays or doubled_arrays(table)).items()}
         self.tactical, self.strategic = tensors["tactical"], tensors["strategic"]
         self.regime, self.synergy, self.row_30m = tensors["regime"], tensors["synergy"], tensors["row_30m"]
+
+
+def own_rows(span: torch.Tensor, row: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Row numbers `span` (B, S), those outside the market of `row` (B, 1) moved to its first or last row.
+
+    starts (M + 1,): the first row of each of M markets in one table, and the number of rows. So no window holds
+    another market's rows, whatever rows it is asked for.
+    """
+    market = torch.bucketize(row.contiguous(), starts[1:-1], right=True)
+    return span.clamp(starts[market], starts[market + 1] - 1)
 
 
 def doubled_arrays(table: TrainingTable) -> dict[str, AnyArray]:
