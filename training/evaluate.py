@@ -25,6 +25,7 @@ from algospace.marketdata.synthetic import scenario_named
 from training.config import RunConfig
 from training.evaluate_config import (
     CONTROLS,
+    EVALUATION,
     UNSEEN_SEEDS,
     Control,
     EvaluateConfig,
@@ -52,8 +53,6 @@ from training.evaluate_training import (
 )
 from training.team_training import TrainedTeam, load_team
 from training.tracking import git_commit
-
-EVALUATION = "evaluation"
 
 
 def evaluate_run(run_dir: Path | str, seeds: Sequence[int] = UNSEEN_SEEDS, bars: int = 260_000,

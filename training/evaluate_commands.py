@@ -67,9 +67,9 @@ def evaluate(
         document, used, folder = _of_config(config, tuple(overrides or ()), changes, control or [], out, console)
         parent = None
     written = write_evaluation(document, folder)
-    record(document, used, folder, run or folder, parent)
+    record(document, used, written, run or folder, parent)
     typer.echo(json.dumps(document, indent=2) if as_json else page(document))
-    console.print(f"report: {written}")
+    console.print(f"report: {', '.join(str(path) for path in written if path.suffix == '.md')}")
     if document["failures"]:
         raise typer.Exit(1)
 
@@ -90,7 +90,8 @@ def seed_list(text: str, option: str) -> tuple[int, ...]:
 
 def _of_run(run: Path, judging: Any, controls: list[str], out: Path | None,
             console: Console) -> tuple[dict[str, Any], RunConfig, Path]:
-    from training.evaluate import EVALUATION, evaluate_run
+    from training.evaluate import evaluate_run
+    from training.evaluate_config import EVALUATION
     from training.evaluate_training import finished_run
 
     used, folder = finished_run(run), out or run / EVALUATION
@@ -116,7 +117,8 @@ def _of_config(path: Path, overrides: tuple[str, ...], changes: dict[str, Any], 
 
 def _controls(config: RunConfig, kinds: list[str], folder: Path, judging: Any, console: Console,
               **options: Any) -> dict[str, Any]:
-    from training.evaluate import CONTROLS, run_control
+    from training.evaluate import run_control
+    from training.evaluate_config import CONTROLS
 
     unknown = [kind for kind in kinds if kind not in CONTROLS]
     if unknown:

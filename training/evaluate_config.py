@@ -15,6 +15,8 @@ from training.config import RunConfig
 
 Control = Literal["martingale", "oracle"]
 CONTROLS: tuple[Control, ...] = ("martingale", "oracle")
+EVALUATION = "evaluation"
+"""Folder of a run's own evaluation."""
 UNSEEN_SEEDS = (9001, 9002, 9003, 9004, 9005)
 
 
@@ -86,7 +88,9 @@ def load_evaluation(path: Path | str, overrides: tuple[str, ...] = (), **changes
     values = read_yaml(path)
     if "market" in values:  # a run configuration: it says what to train, not how to judge
         values = {"name": values.get("name", path.stem), "train": path.name}
-    judging = {**values.get("judging", {}), **changes.pop("judging", {})}
+    judging, chosen = values.get("judging", {}), changes.pop("judging", {})
+    if isinstance(judging, dict):  # anything else is refused by name below
+        judging = {**judging, **chosen}
     plan = parse_config(EvaluateConfig, {**values, **changes, "judging": judging}, source=str(path))
     source = path.parent / plan.train
     run = parse_config(RunConfig, read_yaml(source), [*plan.overrides, *overrides], source=str(source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,44 @@ from algospace.files import write_json, write_text
 from training.config import RunConfig
 from training.tracking import Tracker
 
-REPORT, PAGE = "report.json", "report.md"
+REPORT = "report.json"
 
 
-def write_evaluation(document: dict[str, Any], folder: Path) -> Path:
-    """report.json and report.md in `folder`; returns the page."""
+def write_evaluation(document: dict[str, Any], folder: Path) -> list[Path]:
+    """report.json and report.md in `folder`; returns the files, pages last.
+
+    Controls alone, of `--control`, are no result of the core and leave its report as it is: each has a pair of
+    files of its own, `control_file`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / REPORT, document)
-    write_text(folder / PAGE, page(document))
-    return folder / PAGE
+    if "policies" in document:
+        parts = {REPORT: document}
+    else:
+        parts = {control_file(kind): document | {"controls": {kind: found}, "failures": found["failures"]}
+                 for kind, found in document["controls"].items()}
+    for name, part in parts.items():
+        write_json(folder / name, part)
+        write_text((folder / name).with_suffix(".md"), page(part))
+    return [(folder / name).with_suffix(suffix) for suffix in (".json", ".md") for name in parts]
 
 
-def record(document: dict[str, Any], config: RunConfig, folder: Path, store: Path,
+def control_file(kind: str) -> str:
+    """The document of a control that was evaluated alone."""
+    return f"report-control-{kind}.json"
+
+
+def record(document: dict[str, Any], config: RunConfig, files: Sequence[Path], store: Path,
            parent_run_id: str | None = None) -> str:
-    """Keep the figures and the two files in `folder` in MLflow: under the run `parent_run_id`, or as a run of its
-    own. `store` is the folder of the history where the configuration names no server."""
+    """Keep the figures and the written files in MLflow: under the run `parent_run_id`, or as a run of its own.
+    `store` is the folder of the history where the configuration names no server."""
     name, resolved = f"{config.name}-evaluation", config.model_dump(mode="json")
     with Tracker.open(config.tracking, store, name, resolved, config.digest(), parent_run_id) as tracker:
         tags = {"phase": EVALUATION_PHASE, "passed": not document["failures"],
                 "config_hash": document["config_hash"]}
         with tracker.child(EVALUATION_PHASE, document.get("judging", {}), tags) as run:
             run.metrics(0, dict(figures(document)))
-            for name in (REPORT, PAGE):
-                run.artifact(folder / name)
+            for path in files:
+                run.artifact(path)
             return run.run_id
 
 

@@ -1,9 +1,11 @@
 """Promotion of a run's bundle in the MLflow registry: the alias moves only if every recorded check has passed.
 
-    traded and beat    the full run on unseen data traded, and ended above every baseline, net of costs
+    traded and beat    the full run on test data traded, and ended above every baseline, net of costs
     deflated Sharpe    at least .95, with the number of trials of the sweep that chose the configuration
-    control            an evaluation of the same configuration and its controls, which must hold the martingale, no
-                       alarm and no failure, judged at least as strictly as by default
+    alarm              the core was judged, its leak alarm is silent, nothing else in its report failed
+    control            controls of the same configuration, the martingale among them, without alarm or failure,
+                       judged at least as strictly as by default; from the core's report and from the files that
+                       `algospace evaluate --control` leaves beside it
     gate               calibrated, its promise kept on the validation split
 
 The checks and their figures are tags of the model version, passed or not.
@@ -12,12 +14,14 @@ The checks and their figures are tags of the model version, passed or not.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from algospace.errors import ConfigError
-from training.evaluate_config import Judging
+from training.evaluate_config import CONTROLS, EVALUATION, Judging
+from training.evaluate_report import REPORT, control_file
 
 MODEL = "algospace-bundle"
 MIN_DEFLATED_SHARPE = 0.95
@@ -46,24 +50,25 @@ class Promotion:
         return all(check.passed for check in self.checks)
 
 
-def promote(run_dir: Path, evaluation: Path, alias: str = "champion") -> Promotion:
+def promote(run_dir: Path, evaluation: Path | None = None, alias: str = "champion") -> Promotion:
     """Check the bundle of a finished run and, if all is well, point `alias` of its registered model at it.
 
-    evaluation: folder (or report.json) of `algospace evaluate` for the same configuration, with the martingale
-    control; there is none for recorded bars, so only runs on synthetic markets pass. Raises ConfigError where the
-    run, its registered version or the evaluation is missing or is something else.
+    evaluation: folder (or report.json) of `algospace evaluate` for the same configuration, by default the run's
+    own; the core must have been judged there, and the martingale control. Recorded bars have none, so only runs on
+    synthetic markets pass. Raises ConfigError where the run, its registered version or the evaluation is missing
+    or is something else.
     """
     train, evaluate = ("train the run to its end first",
-                       "make one with `algospace evaluate --run ... --control martingale --out ...`")
+                       "make one with `algospace evaluate --run RUN`, and once more with `--control martingale`")
+    evaluation = run_dir / EVALUATION if evaluation is None else evaluation
     run = _document(run_dir / "run.json", train, ("config_hash",))
     report = _document(run_dir / "report" / "report.json", train,
                        ("policy", "baselines", "significance", "gate", "hashes"))
     if report["hashes"].get("config") != run["config_hash"]:
         raise ConfigError(f"{run_dir}: its report is of another configuration than its run.json; {train}")
-    judged = _document(evaluation / "report.json" if evaluation.is_dir() else evaluation, evaluate,
-                       ("config_hash", "failures"))
-    checks = (_beats_baselines(report), _deflated_sharpe(report), _control(judged, run["config_hash"]),
-              _gate(report))
+    judged, controls = _judgements(evaluation, evaluate)
+    checks = (_beats_baselines(report), _deflated_sharpe(report), _alarm(judged, run["config_hash"]),
+              _control([judged, *controls], run["config_hash"]), _gate(report))
     client, version = _registered(run_dir, report["hashes"]["bundle"])
     promotion = Promotion(version, alias, checks)
     for check in checks:
@@ -88,6 +93,15 @@ def _document(path: Path, fix: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return dict(found)
 
 
+def _judgements(evaluation: Path, fix: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The core's report, and those of controls that were evaluated by themselves."""
+    folder = evaluation if evaluation.suffix != ".json" else evaluation.parent
+    keys = ("config_hash", "failures")
+    judged = _document(folder / REPORT if folder == evaluation else evaluation, fix, keys)
+    alone = [folder / control_file(kind) for kind in CONTROLS]
+    return judged, [_document(path, fix, (*keys, "controls")) for path in alone if path.is_file()]
+
+
 def _beats_baselines(report: dict[str, Any]) -> Check:
     policy = report["policy"]
     best, figures = max(report["baselines"].items(), key=lambda item: item[1]["net_pnl"])
@@ -106,13 +120,26 @@ def _deflated_sharpe(report: dict[str, Any]) -> Check:
     return Check("deflated_sharpe", passed, f"{text} of {MIN_DEFLATED_SHARPE} asked, {trials} trials")
 
 
-def _control(judged: dict[str, Any], config_hash: str) -> Check:
+def _alarm(judged: dict[str, Any], config_hash: str) -> Check:
+    """The core's own judgement; failures of controls in the same report are those of the next check."""
     if judged["config_hash"] != config_hash:
-        return Check("control", False, "the evaluation is of another configuration")
-    controls = judged.get("controls", {})
-    if "martingale" not in controls:
+        return Check("alarm", False, "the evaluation is of another configuration")
+    if "alarms" not in judged:
+        return Check("alarm", False, "the evaluation holds controls alone: judge the core too, with "
+                                     "`algospace evaluate --run` without --control")
+    of_controls = {line for control in judged.get("controls", {}).values() for line in control.get("failures", ())}
+    failures = [line for line in judged["failures"] if line not in of_controls]
+    if judged["alarms"] and not failures:
+        failures = [f"the leak alarm rings on market {', '.join(map(str, judged['alarms']))}"]
+    return Check("alarm", not failures, "; ".join(failures) or "the leak alarm is silent")
+
+
+def _control(reports: Sequence[dict[str, Any]], config_hash: str) -> Check:
+    found = [item for report in reports for item in report.get("controls", {}).items()]
+    if "martingale" not in dict(found):
         return Check("control", False, "the evaluation has no martingale control")
-    for kind, control in controls.items():
+    failures: list[str] = []
+    for kind, control in found:
         if control.get("config_hash") != config_hash:  # `control_overrides`, e.g. with fewer steps
             return Check("control", False, f"control {kind} is of another configuration")
         judging, asked = control.get("judging", {}), Judging()
@@ -120,8 +147,8 @@ def _control(judged: dict[str, Any], config_hash: str) -> Check:
                 and judging.get("oracle_multiple", 0.0) >= asked.oracle_multiple):
             return Check("control", False, f"control {kind} asks for less than {asked.max_idle_exposure:.0%} in "
                                            f"the market and {asked.oracle_multiple:g} times the limit")
-    failures = "; ".join(judged["failures"])
-    return Check("control", not failures, failures or "no alarm, every control passed")
+        failures += control.get("failures", [f"control {kind} has no verdict"])
+    return Check("control", not failures, "; ".join(failures) or "every control passed")
 
 
 def _gate(report: dict[str, Any]) -> Check:

@@ -12,7 +12,9 @@ import typer
 
 def promote(
     run_dir: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    evaluation: Annotated[Path, typer.Option("--evaluation", help="of `algospace evaluate --run`, with controls")],
+    evaluation: Annotated[Path | None, typer.Option(
+        "--evaluation", help="folder of `algospace evaluate`, with and without --control; default: RUN/evaluation")
+    ] = None,
     alias: Annotated[str, typer.Option("--alias", help="what the registry will call it")] = "champion",
     as_json: Annotated[bool, typer.Option("--json", help="print the checks as JSON")] = False,
 ) -> None:

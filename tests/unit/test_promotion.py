@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from algospace.errors import ConfigError
+from training import evaluate_report
 from training.config import RunConfig
 from training.evaluate_config import Judging
+from training.evaluate_report import write_evaluation
 from training.promotion import MODEL, promote
 from training.tracking import Tracker, TrackingConfig
 from training.tracking_store import connect
@@ -27,11 +29,14 @@ def report(**changes: Any) -> dict[str, Any]:
 
 def martingale(**changes: Any) -> dict[str, Any]:
     judging = Judging().model_dump(mode="json")
-    return {"martingale": {"config_hash": CONFIG.digest(), "judging": judging, **changes}}
+    return {"martingale": {"config_hash": CONFIG.digest(), "judging": judging, "failures": [], **changes}}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
-    return {"config_hash": CONFIG.digest(), "controls": martingale(), "failures": [], **changes}
+    return {"config_hash": CONFIG.digest(), "controls": martingale(), "failures": [], "alarms": [], **changes}
+
+
+TRADED = "martingale control: in the market"
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +77,14 @@ FAILING = [
     (report(gate={"promise_kept": False, "threshold": 0.9}), evaluation(), "gate"),
     (report(gate=None), evaluation(), "gate"),
     (report(), evaluation(controls={}), "control"),
-    (report(), {"config_hash": CONFIG.digest(), "failures": []}, "control"),  # evaluated without controls
+    (report(), {"config_hash": CONFIG.digest(), "failures": [], "alarms": []}, "control"),  # without controls
     (report(), evaluation(controls=martingale(config_hash="0" * 64)), "control"),  # with fewer steps
     (report(), evaluation(controls=martingale(judging={"max_idle_exposure": 1.0})), "control"),
-    (report(), evaluation(failures=["martingale control: in the market"]), "control"),
-    (report(), evaluation(config_hash="0" * 64), "control"),
+    (report(), evaluation(controls=martingale(failures=[TRADED]), failures=[TRADED]), "control"),
+    (report(), evaluation(config_hash="0" * 64), "alarm"),
+    (report(), evaluation(alarms=[9001], failures=["the leak alarm rings on market 9001"]), "alarm"),
+    (report(), evaluation(alarms=[9001]), "alarm"),
+    (report(), {"config_hash": CONFIG.digest(), "controls": martingale(), "failures": []}, "alarm"),  # no core
 ]
 
 
@@ -89,6 +97,41 @@ def test_one_failed_check_leaves_the_alias_and_is_recorded(registered: Path, tmp
     moved, tags = champion(registered)
     assert moved is None
     assert tags[f"check.{name}"].startswith("failed")
+
+
+def test_a_control_evaluated_alone_leaves_the_cores_report_and_counts_beside_it(registered: Path,
+                                                                               tmp_path: Path) -> None:
+    """`evaluate --run X`, then `--run X --control martingale`: promotion reads the alarm of one and the verdict of
+    the other, whichever came last."""
+    core = {"config_hash": CONFIG.digest(), "failures": [], "alarms": []}
+    alone = {"config_hash": CONFIG.digest(), "controls": martingale(), "failures": [], "name": "tried"}
+    failing = alone | {"controls": martingale(failures=[TRADED]), "failures": [TRADED]}
+    ringing = core | {"alarms": [9002], "failures": ["the leak alarm rings on market 9002"]}
+    for judged, control, wrong in ((core, failing, ["control"]), (ringing, alone, ["alarm"]),
+                                   (ringing, failing, ["alarm", "control"])):
+        folder = prepared(registered, tmp_path, report(), judged)
+        (folder / "report-control-martingale.json").write_text(json.dumps(control))
+        for place in (folder, folder / "report.json"):
+            found = promote(registered, place)
+            assert [check.name for check in found.checks if not check.passed] == wrong
+            assert not found.promoted
+    (tmp_path / "report.json").unlink()
+    with pytest.raises(ConfigError, match="no such file; make one with `algospace evaluate --run RUN`"):
+        promote(registered, tmp_path)
+
+
+def test_controls_alone_are_written_to_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_report, "page", lambda document: f"{list(document['controls'])}")
+    core = {"name": "tried", "policies": {}, "failures": [], "controls": {}}
+    assert [path.name for path in write_evaluation(core, tmp_path)] == ["report.json", "report.md"]
+    found = {kind: {"failures": [kind]} for kind in ("martingale", "oracle")}
+    alone = {"name": "tried", "controls": found, "failures": ["martingale", "oracle"]}
+    written = write_evaluation(alone, tmp_path)
+    assert [path.name for path in written] == [f"report-control-{kind}.{suffix}" for suffix in ("json", "md")
+                                               for kind in ("martingale", "oracle")]
+    assert json.loads((tmp_path / "report.json").read_text()) == core
+    one = json.loads(written[0].read_text())
+    assert (list(one["controls"]), one["failures"]) == (["martingale"], ["martingale"])
 
 
 def test_nothing_is_promoted_without_its_papers(registered: Path, tmp_path: Path) -> None:
@@ -120,3 +163,4 @@ def test_every_check_passed_moves_the_alias(registered: Path, tmp_path: Path) ->
     moved, tags = champion(registered)
     assert str(moved) == result.version
     assert tags["check.control"].startswith("passed")
+    assert tags["check.alarm"].startswith("passed")
