@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def complete_run(config: RunConfig, result: PipelineResult, console: Console) ->
     unit = None
     if has_limit(dataset):
         started = time.perf_counter()
-        console.print(f"evaluate: unit run on {len(dataset.test)} unseen markets")
+        console.print(f"evaluate: unit run on {place_of(dataset.test)}")
         unit = evaluate_units(run_dir, dataset.test, config.seed)
         write_json(run_dir / "unit_scores.json", unit)
         seconds["unit_evaluation"] = time.perf_counter() - started
@@ -84,6 +85,15 @@ def has_limit(dataset: Dataset) -> bool:
     return all(truth is not None and truth.expected_return is not None for truth in truths)
 
 
+def place_of(splits: Sequence[Split]) -> str:
+    """What the test rows are, by name: whether a seed was used for tuning is not known here, so nothing is called
+    unseen. `algospace evaluate` refuses seeds that the training has seen."""
+    seeds = [str(split.seed) for split in splits if split.seed is not None]
+    if not seeds:
+        return "the test split"
+    return f"test market{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+
+
 def _full_run(config: RunConfig, run_dir: Path, dataset: Dataset, bundle: Bundle, gate: dict[str, Any],
               unit: dict[str, Any] | None, console: Console) -> dict[str, Any]:
     split = dataset.test[0]
@@ -95,10 +105,11 @@ def _full_run(config: RunConfig, run_dir: Path, dataset: Dataset, bundle: Bundle
     vectors = regime_columns(load_regime(run_dir), table, mirror=False)[0]
     notes = () if config.market.synthetic is None else (
         f"Synthetic market '{config.market.synthetic.scenario}': the figures say nothing about real markets.",)
+    title = f"{config.name}: full run on {place_of([split])}"
     return backtest(
-        bundle, table, split.start, stop, run_dir / "report", title=f"{config.name}: full run on unseen data",
-        regime_vectors=vectors, supervised=_supervised(config, run_dir, dataset, split, stop), gate=gate,
-        unit=unit, notes=notes, seed=config.seed,
+        bundle, table, split.start, stop, run_dir / "report", title=title, regime_vectors=vectors,
+        supervised=_supervised(config, run_dir, dataset, split, stop), gate=gate, unit=unit, notes=notes,
+        seed=config.seed,
         trial_sharpes=None if config.tuning is None else np.asarray(config.tuning.sharpes, np.float64),
         trials=1 if config.tuning is None else config.tuning.trials)
 

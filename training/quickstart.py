@@ -1,4 +1,4 @@
-"""The main job: synthetic market -> features -> three phases -> backtest on unseen seeds -> bundle -> Ray Serve ->
+"""The main job: synthetic market -> features -> three phases -> backtest on test seeds -> bundle -> Ray Serve ->
 one decision over HTTP. Everything is written below one folder; no process is left behind."""
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, A
 
 def _print(console: Console, summary: dict[str, Any], run_dir: Path, report: Path) -> None:
     backtest = summary["backtest"]
-    table = Table(title="Unit run on unseen synthetic markets (ticks per bar, noise-free)")
+    table = Table(title=f"Unit run on test markets {', '.join(backtest['fractions'])} (ticks per bar, noise-free)")
     for heading in ("", "score", "of the limit", "in the market", "trades"):
         table.add_column(heading, justify="left" if not heading else "right")
     limit = backtest["bayes_limit"]
