@@ -28,6 +28,9 @@ class FrozenConfig(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+_SECTION_ERRORS = ("model_type", "dict_type", "model_attributes_type")
+"""What pydantic calls a section that holds no mapping."""
+
 ConfigT = TypeVar("ConfigT", bound=FrozenConfig)
 
 
@@ -86,6 +89,8 @@ def _first_line(error: ValidationError) -> str:
         where = ".".join(str(p) for p in item["loc"]) or "(root)"
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{where}'; check its spelling")
+        elif item["type"] in _SECTION_ERRORS and item["input"] is None:
+            lines.append(f"{where}: the section is empty; give it a value, or remove its line for the defaults")
         elif not item["loc"] and item["type"] == "value_error":  # a rule on several values says itself which
             lines.append(item["msg"].removeprefix("Value error, "))
         else:
