@@ -31,13 +31,15 @@ from training.dataset import Dataset, Split
 from training.experts import load_regime, regime_columns
 from training.team_training import load_team
 from training.tracking import git_commit
+from training.validation_parts import gate_part
 
 
 def build_bundle(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path) -> tuple[Bundle, dict[str, Any]]:
-    """Calibrate the gate on the validation split and write the bundle; returns it and the gate's figures."""
+    """Calibrate the gate on the validation split, or what a sweep left of it, and write the bundle; returns it and
+    the gate's figures."""
     with tempfile.TemporaryDirectory() as scratch:
         open_gate = _write(config, run_dir, dataset, Path(scratch) / "bundle", None)
-        raw, gained, net = validation_trades(config, open_gate, run_dir, dataset.validation)
+        raw, gained, net = validation_trades(config, open_gate, run_dir, gate_part(config, dataset.validation))
     calibration = calibrate(raw, gained, config.gate)
     bundle = _write(config, run_dir, dataset, out, calibration)
     return bundle, gate_figures(calibration, raw, gained, net, config)
@@ -90,7 +92,7 @@ class _RecordingPolicy:
 
 def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path,
                       split: Split) -> tuple[FloatArray, BoolArray, FloatArray]:
-    """Every trade that the team would make on the validation split with the gate open.
+    """Every trade that the team would make on rows of the validation split with the gate open.
 
     Returns scores (N, K) of the decisions that opened them, whether each gained net of costs, and its net P&L.
     """

@@ -31,6 +31,7 @@ from training.dataset import Dataset, prepare_dataset
 from training.phases import RUNNERS, PhaseContext
 from training.ray_session import ray_session
 from training.tracking import PhaseRun, Tracker, git_commit
+from training.validation_parts import gate_part
 
 # the number of runners and checkpoints changes no bit of the result
 _WITHOUT_EFFECT: Any = {"mappo": {"num_env_runners", "checkpoint_every"}}
@@ -79,6 +80,7 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     torch.set_num_threads(config.torch_threads)
     started = time.perf_counter()
     dataset = dataset or prepare_dataset(config, run_dir, console.print)
+    gate_part(config, dataset.validation)  # refused now, not when the team has been trained
     write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     seconds = {"data": time.perf_counter() - started}
     tracker = Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),

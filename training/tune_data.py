@@ -21,6 +21,7 @@ from algospace.marketdata.synthetic import SyntheticTruth, generate, scenario_na
 from algospace.types import Bars
 from training.config import RunConfig
 from training.dataset import Dataset, SayFn, Split, data_path, nanoseconds, tables_digest
+from training.validation_parts import scored_part
 
 _MANIFEST = "search.json"
 _TEST_KEYS: Any = {"synthetic": {"test_seeds", "test_bars"}, "file": {"test_until"}}
@@ -36,7 +37,9 @@ def search_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
         with atomic_directory(folder) as part:
             splits = _synthetic(config, part, say) if bars is None else _recorded(config, bars, part, say)
             write_json(part / _MANIFEST, {"hash": digest, "splits": splits})
-    return open_search(run_dir)
+    dataset = open_search(run_dir)
+    scored_part(config, dataset.validation)  # refused here, not when the experts have been trained
+    return dataset
 
 
 def open_search(run_dir: Path) -> Dataset:

@@ -37,6 +37,7 @@ from training.mappo.tables import experts_hash
 from training.phases import RUNNERS, PhaseContext, core_experts, core_spec
 from training.tune_config import TuneConfig, changed
 from training.tune_data import open_search, search_dataset
+from training.validation_parts import scored_part
 from training.validation_score import ValidationScorer
 
 PLAN, RUNGS, SWEEP, SHARED, TRIALS = "plan.json", "rungs.json", "sweep.json", "shared", "trials"
@@ -124,10 +125,11 @@ class TrialRun:
         self._spec = core_spec(context, experts_hash(run_dir / "core" / "experts"))
         validation = run_dir / "core" / ("experts" if dataset.validation.table == dataset.train.table
                                          else "validation")
-        judged = {**self._spec, "market": str(dataset.validation.table.resolve()),
+        scored = scored_part(self.config, dataset.validation)
+        judged = {**self._spec, "market": str(scored.table.resolve()),
                   "experts": str(validation.resolve()), "table_hash": experts_hash(validation),
-                  "start": dataset.validation.start, "stop": dataset.validation.stop}
-        self._scorer = ValidationScorer(judged, dataset.validation, plan.base.core.env, _judging_unit(plan))
+                  "start": scored.start, "stop": scored.stop}
+        self._scorer = ValidationScorer(judged, scored, plan.base.core.env, _judging_unit(plan))
         self._algorithm: MAPPO | None = None
         self.rungs: list[Rung] = []
 
