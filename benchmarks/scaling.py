@@ -117,16 +117,16 @@ def on_paper(constants: Constants, runners: int, learners: int, decisions_per_ru
 
 def runner_counts(text: str) -> list[int]:
     """`0,1,2` as numbers; the constants come from the driver alone (0) and from remote runners."""
-    numbers = [int(word) for word in text.split(",")]
-    if 0 not in numbers or max(numbers) < 1 or min(numbers) < 0:
-        raise ValueError
-    return numbers
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or "0" not in words or set(words) == {"0"}:
+        raise argparse.ArgumentTypeError(f"'{text}': give 0 and at least one more number, e.g. 0,1,2")
+    return [int(word) for word in words]
 
 
 def positive(text: str) -> int:
     """A count of at least one."""
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': give a whole number from 1")
     return int(text)
 
 
