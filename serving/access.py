@@ -18,6 +18,12 @@ OPEN_PATHS = frozenset({"/v1/health", "/v1/ready"})
 
 PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
     ("POST", "/v1/decide"): frozenset({"trader", "admin"}),
+    ("WS", "/v1/stream"): _ALL,
+    ("GET", "/v1/model"): _ALL,
+    ("POST", "/v1/model"): frozenset({"admin"}),
+    ("GET", "/v1/shadow"): _ALL,
+    ("GET", "/v1/agents"): _ALL,
+    ("GET", "/v1/signals"): _ALL,
 }
 """(method or WS, path) -> roles. Every route of the application is here or open: a test enumerates them."""
 

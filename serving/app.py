@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from serving.access import Authenticator
 from serving.bundle import Bundle
 from serving.guard import Guard
+from serving.routes import model, stream
 from serving.service import AppSettings, Service
 
 
@@ -35,4 +36,6 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     async def ready() -> dict[str, Any]:
         return {"ready": True, "model": service.champion.id}
 
+    stream.add_routes(app, service)
+    model.add_routes(app, service)
     return app

@@ -18,8 +18,10 @@ from algospace.types import Float32Array
 from serving.backends import BackendName
 from serving.bundle import Bundle
 from serving.decider import DecisionInputs, MarketState, account_record
+from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.models import Model
 from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, level
+from serving.stream import StreamHub, StreamSettings
 
 _JSON = "application/json"
 _MOST_FAULTS = 20
@@ -30,6 +32,8 @@ class AppSettings(FrozenConfig):
 
     backends: tuple[BackendName, ...] = Field(default=("onnx", "torch"), min_length=1)
     max_body_bytes: int = Field(default=262_144, ge=1024)
+    stream: StreamSettings = StreamSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
 
 
 class Service:
@@ -38,6 +42,9 @@ class Service:
     def __init__(self, bundle: Bundle, settings: AppSettings) -> None:
         self.settings = settings
         self.champion = Model(bundle, settings.backends)
+        self.shadow: Model | None = None
+        self.hub = StreamHub(settings.stream)
+        self.life = Lifecycle(self, settings.lifecycle, settings.backends)
         self.decisions = 0
         self.last_ns: int | None = None
 
@@ -59,7 +66,9 @@ class Service:
         self.decisions += 1
         self.last_ns = time.time_ns()
         answer = DecideResponse.of(decision, model.id, trace_id, latency_ms)
-        return Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, _JSON)
+        response = Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, _JSON)
+        self.life.decided(model, inputs, decision, trace_id, latency_ms)
+        return response
 
     def answer(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(HTTP status, decoded body) of a request given as values."""

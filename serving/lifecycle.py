@@ -1,0 +1,292 @@
+"""The models' life cycle in a running service: shadow, promotion, roll-back, without a request that fails.
+
+A switch loads and warms the new model up in a thread while the old one answers, then replaces one reference.
+Requests in flight end on the model they began with; whatever fails before leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+from pydantic import Field
+
+from algospace.config import FrozenConfig
+from algospace.errors import AlgoSpaceError
+from algospace.execution.decision import Decision
+from serving.aliases import Alias, Aliases, Check, ModelRef
+from serving.bundle import Bundle, load_bundle
+from serving.decider import DecisionInputs
+from serving.mlflow_source import Registry, is_registry_uri
+from serving.models import Model
+from serving.shadow import ShadowRunner
+from serving.stream import StreamHub
+
+if TYPE_CHECKING:
+    from serving.backends import BackendName
+
+_LOG = structlog.get_logger("serving")
+_LATENCY_EVERY_S = 1.0
+_LATENCIES = 2048
+PRESENT_SHADOW = "shadow"
+
+
+class LifecycleSettings(FrozenConfig):
+    """`registry`: MLflow's tracking URI, where `models:/...` and the checks of folders are looked up."""
+
+    registry: str | None = None
+    name: str = "algospace-bundle"
+    """The registered model whose versions hold the recorded checks."""
+    require_checks: bool = True
+    """A bundle whose promotion no recorded check supports is refused (design, decision 12)."""
+    min_shadow_decisions: int = Field(default=0, ge=0)
+    """Comparisons that the present shadow needs before it can be promoted."""
+    cache: Path | None = None
+    """Folder of downloaded bundles; a temporary one by default."""
+    shadow_queue: int = Field(default=64, ge=1)
+    """Requests that may wait for the shadow; more are dropped and counted."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of POST /v1/model; see serving.routes.model.ModelOrder."""
+
+    alias: Alias = "champion"
+    source: str | None = None
+    rollback: bool = False
+    remove: bool = False
+
+
+class NotSwitched(Exception):
+    """Everything stays as it was: HTTP `status`, why, and the checks that were looked at."""
+
+    def __init__(self, status: int, why: str, checks: tuple[Check, ...] = ()) -> None:
+        super().__init__(why)
+        self.status, self.checks = status, checks
+
+
+class Host(Protocol):
+    """What the life cycle acts on: the service."""
+
+    champion: Model
+    shadow: Model | None
+    hub: StreamHub
+
+
+class Link(Protocol):
+    """Where replicas agree on the aliases (serving.hub_actor)."""
+
+    async def move(self, aliases: Aliases) -> bool:
+        """Make them everybody's; False if somebody else was faster."""
+        ...
+
+    async def replicas(self) -> dict[str, str]:
+        """Replica -> the champion it runs."""
+        ...
+
+
+class Lifecycle:
+    """Champion, shadow and previous of one process, and the switches between them."""
+
+    def __init__(self, host: Host, settings: LifecycleSettings, backends: tuple[BackendName, ...]) -> None:
+        self._host, self.settings, self._backends = host, settings, backends
+        self.registry = Registry(settings.registry, settings.name, settings.cache)
+        bundle = host.champion.bundle
+        folder = str(bundle.directory)
+        self.aliases = Aliases(ModelRef(bundle.id, folder, folder))
+        self.link: Link | None = None
+        self.agreed: Callable[[bool], None] | None = None
+        self._models: dict[str, Model] = {bundle.id: host.champion}
+        self._runner: ShadowRunner | None = None
+        self._switching = asyncio.Lock()
+        self._latencies: list[float] = []
+        self._latency_due = 0.0
+        self.last_failure: str | None = None
+        self.announce()
+
+    def decided(self, model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
+                latency_ms: float) -> None:
+        """Tell the stream and the shadow of a decision whose answer is made. Some 10 µs."""
+        hub = self._host.hub
+        hub.publish("decision", decision_data(model, inputs, decision, trace_id, latency_ms))
+        if self._runner is not None:
+            self._runner.offer(inputs, decision, model.id, trace_id)
+        self._latencies.append(latency_ms)
+        now = time.monotonic()
+        if now >= self._latency_due or len(self._latencies) >= _LATENCIES:
+            ordered, self._latencies = sorted(self._latencies), []
+            self._latency_due = now + _LATENCY_EVERY_S
+            n = len(ordered)
+            hub.publish("latency", {"count": n, "p50_ms": ordered[n // 2], "p99_ms": ordered[n * 99 // 100],
+                                    "max_ms": ordered[-1]})
+
+    def announce(self) -> None:
+        """Publish which models there are (topic model)."""
+        self._host.hub.publish("model", self.status())
+
+    def status(self) -> dict[str, Any]:
+        """Ids of champion, shadow and previous, and what the champion is."""
+        a, model = self.aliases, self._host.champion
+        manifest = model.bundle.manifest
+        return {"champion": a.champion.id, "shadow": a.shadow and a.shadow.id,
+                "previous": a.previous and a.previous.id, "revision": a.revision, "source": a.champion.source,
+                "backend": model.backend.name, "instrument": manifest.instrument,
+                "schema_hash": manifest.schema_hash}
+
+    async def switch(self, order: Order, user: str) -> dict[str, Any]:
+        """Do what `order` asks, whole or not at all; NotSwitched says why not."""
+        if self._switching.locked():
+            raise NotSwitched(409, "another switch is under way: ask again when it has ended")
+        async with self._switching:
+            started = time.perf_counter()
+            try:
+                wanted, checks = await asyncio.to_thread(self._plan, order)
+                models = await asyncio.to_thread(self._load, wanted)
+            except (AlgoSpaceError, OSError) as error:
+                raise NotSwitched(422, f"{error}; the champion stays {self.aliases.champion.id[:12]}") from None
+            if self.link is not None and not await self.link.move(wanted):
+                raise NotSwitched(409, "another replica switched at the same time: look at GET /v1/model")
+            await self._adopt(wanted, models)
+            self.announce()
+            noted = await asyncio.to_thread(self._note, order)
+            _LOG.info("model_switched", user=user, alias=order.alias, champion=wanted.champion.id,
+                      shadow=wanted.shadow and wanted.shadow.id, revision=wanted.revision)
+            return self.status() | {"checks": [vars(check) for check in checks], "registry": noted,
+                                    "seconds": time.perf_counter() - started}
+
+    async def follow(self, aliases: Aliases) -> None:
+        """Become what all replicas agreed on; a failure leaves the old models and is kept in `last_failure`."""
+        async with self._switching:
+            if aliases.revision <= self.aliases.revision:
+                return
+            try:
+                models = await asyncio.to_thread(self._load, aliases)
+            except (AlgoSpaceError, OSError, NotSwitched) as error:
+                self.last_failure = f"cannot follow to {aliases.champion.id[:12]}: {error}"
+                _LOG.error("model_not_followed", champion=aliases.champion.id, error=str(error))
+                return
+            self.last_failure = None
+            await self._adopt(aliases, models)
+
+    def close(self) -> None:
+        """End the shadow's thread."""
+        if self._runner is not None:
+            self._runner.stop()
+            self._runner = None
+
+    def _plan(self, order: Order) -> tuple[Aliases, tuple[Check, ...]]:
+        """The aliases that the order leads to, after its checks."""
+        now = self.aliases
+        if order.rollback:
+            back = now.rollback()
+            if back is None:
+                raise NotSwitched(409, "there is no previous champion to roll back to")
+            return back, ()
+        if order.remove:
+            return now.with_shadow(None), ()
+        ref, bundle = self._find(order.source or "")
+        checks = (self._fits(bundle),)
+        if order.alias == "champion":
+            if ref.id == now.champion.id:
+                raise NotSwitched(409, f"{ref.id[:12]} is the champion already")
+            checks += self._earned(ref)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            raise NotSwitched(409, "refused: " + "; ".join(f"{c.name}: {c.found}" for c in failed), checks)
+        return (now.promote(ref) if order.alias == "champion" else now.with_shadow(ref)), checks
+
+    def _find(self, source: str) -> tuple[ModelRef, Bundle]:
+        """The bundle that a folder, a registry's URI or the word `shadow` means."""
+        if source == PRESENT_SHADOW:
+            shadow = self.aliases.shadow
+            if shadow is None:
+                raise NotSwitched(409, "there is no shadow to promote")
+            return shadow, load_bundle(shadow.folder)
+        if is_registry_uri(source):
+            found = self.registry.fetch(source)
+            bundle = load_bundle(found.folder)
+            return ModelRef(bundle.id, found.folder, source, found.name, found.version), bundle
+        bundle = load_bundle(source)
+        return ModelRef(bundle.id, str(Path(source).resolve()), source), bundle
+
+    def _fits(self, bundle: Bundle) -> Check:
+        """Requests that are on their way must be good for the new model."""
+        ours, theirs = self._host.champion.bundle.manifest, bundle.manifest
+        for name in ("instrument", "schema_hash"):
+            old, new = getattr(ours, name), getattr(theirs, name)
+            if old != new:
+                return Check("fits", False, f"its {name} is {new}, the champion's {old}: serve it by a service "
+                                            "of its own")
+        return Check("fits", True, "same instrument and schema")
+
+    def _earned(self, ref: ModelRef) -> tuple[Check, ...]:
+        """The recorded checks of decision 12, and the shadow's."""
+        checks: tuple[Check, ...] = ()
+        shadow, asked = self.aliases.shadow, self.settings.min_shadow_decisions
+        if asked:
+            figures = self._host.hub.log.state.shadow.summary()
+            compared = figures["compared"] if figures and shadow and shadow.id == ref.id else 0
+            checks = (Check("shadow", compared >= asked, f"{compared} decisions as shadow, {asked} asked"),)
+        if self.settings.require_checks:
+            checks += self.registry.checks(ref)
+        return checks
+
+    def _load(self, wanted: Aliases) -> dict[str, Model]:
+        """Champion and previous by id, warmed up; those already here are not loaded again."""
+        models = {}
+        for ref in (wanted.champion, wanted.previous):
+            if ref is not None:
+                models[ref.id] = self._models.get(ref.id) or self._open(ref)
+        shadow = wanted.shadow
+        if shadow is not None and (self._host.shadow is None or self._host.shadow.id != shadow.id):
+            models["shadow"] = self._open(shadow)  # its own, even if it is champion too: deciders are not shared
+        return models
+
+    def _open(self, ref: ModelRef) -> Model:
+        bundle = load_bundle(ref.folder)
+        if bundle.id != ref.id:
+            raise NotSwitched(409, f"{ref.folder}: holds {bundle.id[:12]} now, not {ref.id[:12]}")
+        return Model(bundle, self._backends)
+
+    async def _adopt(self, wanted: Aliases, models: dict[str, Model]) -> None:
+        """The switch itself: one reference, between two requests of the event loop."""
+        host, shadow = self._host, wanted.shadow
+        if self._runner is not None and (shadow is None or shadow.id != self._runner.model.id):
+            runner, self._runner, host.shadow = self._runner, None, None
+            await asyncio.to_thread(runner.stop)
+        host.champion = models[wanted.champion.id]
+        if shadow is not None and "shadow" in models:
+            host.shadow = models.pop("shadow")
+        self.aliases, self._models = wanted, models
+        if host.shadow is not None and self._runner is None:
+            self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
+
+    def _note(self, order: Order) -> str | None:
+        """Move the registry's aliases to where the service's are; what came of it, in words."""
+        if not self.settings.registry:
+            return None
+        refs = {"champion": self.aliases.champion, "shadow": self.aliases.shadow}
+        try:
+            return self.registry.note({alias: ref for alias, ref in refs.items() if ref is not None})
+        except (AlgoSpaceError, OSError) as error:  # the service has switched; the registry can be told later
+            _LOG.warning("registry_not_noted", alias=order.alias, error=str(error))
+            return f"not noted: {error}"
+
+
+def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
+                  latency_ms: float) -> dict[str, Any]:
+    """A decision as the stream tells it; `regime` is null where a window was given instead of the vector."""
+    p, regime = decision.proposal, inputs.regime
+    return {"trace_id": trace_id, "ts_ns": time.time_ns(), "instrument": model.bundle.manifest.instrument,
+            "price": inputs.market.close, "verdict": decision.verdict, "reason": decision.reason.value,
+            "direction": decision.direction, "confidence": decision.confidence, "votes": decision.votes,
+            "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
+                         "target_distance": p.target_distance, "limit": p.limit},
+            "uncertainty": decision.uncertainty, "regime": regime.tolist() if regime.ndim == 1 else None,
+            "model": model.id, "latency_ms": latency_ms}
+

@@ -1,0 +1,171 @@
+"""Bundles and their recorded checks from the MLflow registry: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+MLflow is asked by a process of its own, `python -m serving.mlflow_source`, which reads one JSON request on stdin
+and answers with one JSON line: imported into a replica it would cost 200 MB for a few calls a month.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from algospace.errors import ConfigError
+from serving.aliases import Check, ModelRef
+
+CHECKS = ("beats_baselines", "deflated_sharpe", "alarm", "control", "gate")
+"""What training.promotion records with a version: tags `check.NAME` = `passed: ...` or `failed: ...`."""
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_TIMEOUT_S = 300.0
+_MANIFEST, _ID = "manifest.json", "manifest.sha256"
+
+
+def is_registry_uri(source: str) -> bool:
+    """Whether `source` names a registered model instead of a folder."""
+    return source.startswith("models:")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A downloaded bundle: its folder, and the registered model's name and version."""
+
+    folder: str
+    name: str
+    version: str
+
+
+class Registry:
+    """The registry at `uri` as a service uses it; ConfigError where it has none or cannot be reached.
+
+    name: the model whose versions are searched for a folder's bundle. cache: folder of downloads.
+    """
+
+    def __init__(self, uri: str | None, name: str, cache: Path | None) -> None:
+        self._uri, self._name, self._cache = uri, name, cache
+
+    def fetch(self, source: str) -> Found:
+        """Download the bundle that `source` means, unless it is here already."""
+        if not _URI.fullmatch(source):
+            raise ConfigError(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        if self._cache is None:
+            self._cache = Path(tempfile.mkdtemp(prefix="algospace-bundles-"))
+        return Found(**self._ask("fetch", source=source, cache=str(self._cache)))
+
+    def checks(self, ref: ModelRef) -> tuple[Check, ...]:
+        """The checks recorded for a bundle; a failed one says so where nothing is recorded."""
+        if not self._uri:
+            return (Check("recorded", False, "no registry is configured (lifecycle.registry), so no checks are "
+                                             "known; `algospace promote RUN` records them"),)
+        tags = self._ask("tags", name=ref.name or self._name, version=ref.version, bundle=ref.id)["tags"]
+        return recorded_checks(tags, ref.id)
+
+    def note(self, aliases: Mapping[str, ModelRef]) -> str:
+        """Point the registry's aliases at these bundles, where it knows them; says which were moved."""
+        wanted = {alias: {"name": ref.name or self._name, "version": ref.version, "bundle": ref.id}
+                  for alias, ref in aliases.items()}
+        return str(self._ask("note", aliases=wanted)["noted"])
+
+    def _ask(self, what: str, **request: Any) -> dict[str, Any]:
+        if not self._uri:
+            raise ConfigError("no registry is configured; set lifecycle.registry to MLflow's tracking URI")
+        done = subprocess.run([sys.executable, "-m", "serving.mlflow_source"], text=True, capture_output=True,
+                              input=json.dumps({"what": what, "uri": self._uri, **request}), timeout=_TIMEOUT_S,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+        lines = done.stdout.strip().splitlines()
+        if not lines:
+            raise ConfigError(f"{self._uri}: the registry did not answer: {done.stderr.strip()[-300:]}")
+        answer: dict[str, Any] = json.loads(lines[-1])
+        if "error" in answer:
+            raise ConfigError(f"{self._uri}: {answer['error']}")
+        return answer
+
+
+def recorded_checks(tags: Mapping[str, str], bundle: str) -> tuple[Check, ...]:
+    """The checks of decision 12 in a version's tags; one that is missing has not passed."""
+    if not tags:
+        return (Check("recorded", False, "the registry does not know this bundle; register its run and run "
+                                         "`algospace promote RUN`"),)
+    if tags.get("bundle") != bundle:
+        return (Check("recorded", False, f"the version is of bundle {tags.get('bundle', 'unknown')[:12]}"),)
+    checks = []
+    for name in CHECKS:
+        text = tags.get(f"check.{name}", "missing: never recorded; run `algospace promote RUN`")
+        state, _, found = text.partition(": ")
+        checks.append(Check(name, state == "passed", found))
+    return tuple(checks)
+
+
+def _main() -> None:
+    """One request on stdin, one answer on stdout."""
+    request = json.load(sys.stdin)
+    what: Callable[..., dict[str, Any]] = {"fetch": _fetch, "tags": _tags, "note": _note}[request.pop("what")]
+    with redirect_stdout(sys.stderr):
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        uri = request.pop("uri")
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            answer = what(mlflow.MlflowClient(uri, uri), **request)
+        except (MlflowException, OSError, ConfigError) as error:
+            answer = {"error": " ".join(str(error).split())[:500]}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def _fetch(client: Any, source: str, cache: str) -> dict[str, Any]:
+    import mlflow
+
+    named = _URI.fullmatch(source)
+    assert named is not None  # Registry.fetch has looked
+    name, alias, version = named["name"], named["alias"], named["version"]
+    found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    home = Path(cache)
+    home.mkdir(parents=True, exist_ok=True)
+    kept = home / found.tags.get("bundle", "unknown")
+    if not (kept / _ID).is_file():
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            got = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}", dst_path=scratch)
+            folders = [path.parent for path in Path(got).rglob(_MANIFEST) if (path.parent / _ID).is_file()]
+            if len(folders) != 1:
+                raise ConfigError(f"models:/{name}/{found.version} holds {len(folders)} bundles instead of one")
+            kept = home / (folders[0] / _ID).read_text(encoding="ascii").split()[0]
+            if not kept.exists():
+                os.replace(folders[0], kept)
+    return {"folder": str(kept.resolve()), "name": name, "version": str(found.version)}
+
+
+def _version(client: Any, name: str, version: str, bundle: str) -> Any:
+    """The version with this number, or else of this bundle; None if there is none."""
+    if version:
+        return client.get_model_version(name, version)
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("bundle") == bundle]
+    return max(found, key=lambda v: int(v.version), default=None)
+
+
+def _tags(client: Any, name: str, version: str, bundle: str) -> dict[str, Any]:
+    found = _version(client, name, version, bundle)
+    return {"tags": {} if found is None else dict(found.tags)}
+
+
+def _note(client: Any, aliases: dict[str, dict[str, str]]) -> dict[str, Any]:
+    noted = []
+    for alias, ref in aliases.items():
+        found = _version(client, **ref)
+        if found is not None and found.tags.get("bundle") == ref["bundle"]:
+            client.set_registered_model_alias(ref["name"], alias, found.version)
+            noted.append(f"models:/{ref['name']}@{alias} is version {found.version}")
+    return {"noted": "; ".join(noted) or "nothing: the registry does not know these bundles"}
+
+
+if __name__ == "__main__":
+    _main()
