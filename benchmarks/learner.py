@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -24,11 +22,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import ray
 import torch
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from benchmarks._session import local_ray, options_of
 from benchmarks.training import SETTINGS, PlainLoop, write_market
 from training.mappo import core_team
 from training.mappo.algorithm import MAPPOConfig
@@ -145,26 +143,18 @@ def cores(spec: dict[str, Any], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bars", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options_of(__doc__, rounds=5)
     parser.add_argument("--cores", action="store_true", help="also measure two cores")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            spec = write_market(Path(folder), options.bars)
-            loop = PlainLoop(spec, SETTINGS)
-            loop.iterate()
-            found: dict[str, Any] = {"stages": stages(loop, options.rounds),
-                                     "overhead": overhead(spec, loop, options.rounds),
-                                     "dropout_cost": dropout_cost(loop, options.rounds)}
-            if options.cores:
-                found["cores"] = cores(spec, max(options.rounds // 2, 1))
-    finally:
-        ray.shutdown()
+    with local_ray(4), tempfile.TemporaryDirectory() as folder:
+        spec = write_market(Path(folder), options.bars)
+        loop = PlainLoop(spec, SETTINGS)
+        loop.iterate()
+        found: dict[str, Any] = {"stages": stages(loop, options.rounds),
+                                 "overhead": overhead(spec, loop, options.rounds),
+                                 "dropout_cost": dropout_cost(loop, options.rounds)}
+        if options.cores:
+            found["cores"] = cores(spec, max(options.rounds // 2, 1))
     print(json.dumps(rounded(found), indent=2))
 
 

@@ -13,9 +13,7 @@ processor time and of wall time, medians over the rounds; only the ratios mean m
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -24,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
 import torch
 
 from algospace.features import build
@@ -32,6 +29,7 @@ from algospace.features.matrices import Normaliser, assemble
 from algospace.features.matrix_schema import MatrixConfig
 from algospace.instruments import instrument
 from algospace.marketdata.synthetic import generate, scenario_named
+from benchmarks._session import local_ray, options_of
 from benchmarks._stock_ppo import stock_config
 from envs.build import fixed_proposals
 from envs.config import CoreEnvConfig
@@ -219,22 +217,14 @@ def summary(rates: dict[str, Rate], choice: tuple[int, int]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bars", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = options_of(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=STOCK_BATCH, help="half-steps per iteration of stock PPO")
     parser.add_argument("--tune", action="store_true", help="look for the peer's fastest sizes first")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            spec = write_market(Path(folder), options.bars)
-            choice = tuned(spec, options.batch) if options.tune else STOCK_CHOICE
-            print(json.dumps(compare(spec, choice, options.rounds, options.batch), indent=2))
-    finally:
-        ray.shutdown()
+    with local_ray(1), tempfile.TemporaryDirectory() as folder:
+        spec = write_market(Path(folder), options.bars)
+        choice = tuned(spec, options.batch) if options.tune else STOCK_CHOICE
+        print(json.dumps(compare(spec, choice, options.rounds, options.batch), indent=2))
 
 
 if __name__ == "__main__":
