@@ -15,7 +15,10 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
+    from serving import model_commands
+
     app.command("serve")(serve)
+    model_commands.register(app)
 
 
 def serve(

@@ -30,6 +30,7 @@ from algospace.errors import ConfigError, InternalError
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.bundle import load_bundle
+from serving.hub_actor import HubLink, close_hub, open_hub
 from serving.service import AppSettings
 
 APPLICATION = "algospace"
@@ -132,6 +133,7 @@ class RunningService:
         try:
             if ray.is_initialized():
                 serve.shutdown()
+                close_hub()
         finally:  # a cluster that has died does not keep the rest from ending
             if self._owns_ray:
                 ray.shutdown()
@@ -208,18 +210,23 @@ def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) 
         ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.5)
     values = settings.app.model_dump(mode="json")
-    return deployment(serve.ingress()(Replica)).bind(str(bundle_dir), digest, values)
+    shared = settings.replicas > 1
+    return deployment(serve.ingress()(Replica)).bind(str(bundle_dir), digest, values, shared)
 
 
 class Replica:
-    """One replica: its own bundle, backend and application."""
+    """One replica: its own bundle, backend and application; several share a hub (serving.hub_actor)."""
 
-    def __init__(self, bundle_dir: str, digest: bytes, settings: dict[str, Any]) -> None:
+    async def __init__(self, bundle_dir: str, digest: bytes, settings: dict[str, Any],  # type: ignore[misc]
+                       shared: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
         self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings),
                                StaticToken(digest))
+        if shared:
+            service = self._app.state.service
+            await HubLink(service, open_hub(service.settings.stream)).start()
         gc.collect()
         gc.freeze()  # what was loaded stays; no collection walks it in the middle of a request
 

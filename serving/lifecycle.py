@@ -190,7 +190,7 @@ class Lifecycle:
         if order.remove:
             return now.with_shadow(None), ()
         ref, bundle = self._find(order.source or "")
-        checks = (self._fits(bundle),)
+        checks: tuple[Check, ...] = (self._fits(bundle),)
         if order.alias == "champion":
             if ref.id == now.champion.id:
                 raise NotSwitched(409, f"{ref.id[:12]} is the champion already")

@@ -106,7 +106,8 @@ def recorded_checks(tags: Mapping[str, str], bundle: str) -> tuple[Check, ...]:
 def _main() -> None:
     """One request on stdin, one answer on stdout."""
     request = json.load(sys.stdin)
-    what: Callable[..., dict[str, Any]] = {"fetch": _fetch, "tags": _tags, "note": _note}[request.pop("what")]
+    known: dict[str, Callable[..., dict[str, Any]]] = {"fetch": _fetch, "tags": _tags, "note": _note}
+    what = known[request.pop("what")]
     with redirect_stdout(sys.stderr):
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
         import mlflow

@@ -1,0 +1,254 @@
+"""What several replicas of a service share, in one small named Ray actor: the stream's numbers and last events,
+the models' aliases, and answers that a repeated request gets again.
+
+Each replica copies the stream to its own clients and follows the aliases. Nothing waits for the actor to decide.
+If it dies, Ray starts it anew: a new stream begins, clients get a snapshot, and the replicas bring back the
+aliases.
+With one replica, or without Ray, none of this is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict, deque
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from algospace.errors import InternalError
+from serving.aliases import Aliases
+from serving.service import Service
+from serving.stream import EventLog, StreamSettings
+from serving.stream_state import Event, StreamState
+
+NAME, NAMESPACE = "algospace-hub", "algospace"
+_LOG = structlog.get_logger("serving")
+_BATCH = 512
+_POLL_S = 2.0
+_SEEN_S = 3 * _POLL_S
+_RETRY_S = 0.2
+_MOST_ANSWERS = 100_000
+_MOST_WAITING = 20_000
+_CONCURRENT = 1000
+
+Attached = tuple[str, int, StreamState, list[Event], Aliases]
+Update = tuple[str, list[Event], Aliases | None]
+
+
+class HubBody:
+    """The actor's methods, testable without Ray. All run in one event loop."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = StreamSettings.model_validate(settings)
+        self._log = EventLog(self._settings)
+        self._aliases: Aliases | None = None
+        self._configured = ""
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._answers: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self._news = asyncio.Event()
+
+    async def attach(self, configured: str, aliases: Aliases) -> Attached:
+        """A replica comes, or comes back: the stream so far and the aliases that count.
+
+        configured: the bundle that the deployment names. Its first appearance is a promotion of its own. aliases:
+        the replica's; the furthest wins, which is how they survive this actor.
+        """
+        known = self._aliases
+        if known is None or aliases.revision > known.revision:
+            self._aliases = aliases
+        elif aliases.revision == 0 and configured != self._configured and known.champion.id != configured:
+            self._aliases = known.promote(aliases.champion)
+        if aliases.revision == 0 or not self._configured:
+            self._configured = configured
+        if self._aliases is not known:
+            self._tell()
+        log = self._log
+        assert self._aliases is not None
+        return log.stream, log.seq, log.state, log.after(log.first - 1, self._settings.ring), self._aliases
+
+    async def publish(self, batch: list[tuple[str, int, dict[str, Any]]]) -> None:
+        """Number these events: (topic, ts_ns, data)."""
+        for topic, ts_ns, data in batch:
+            self._log.append(topic, ts_ns, data)
+        self._tell()
+
+    async def poll(self, replica: str, champion: str, stream: str, seq: int, revision: int) -> Update:
+        """(stream, events after `seq`, aliases if they are further than `revision`), as soon as there is news.
+
+        A stream that is not the asked one means: attach again.
+        """
+        self._seen[replica] = champion, time.monotonic()
+        if not self._has_news(stream, seq, revision):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    while not self._has_news(stream, seq, revision):
+                        await self._news.wait()
+        log, aliases = self._log, self._aliases
+        if stream != log.stream or not log.holds_after(seq) or aliases is None:
+            return "", [], None
+        return log.stream, log.after(seq, _BATCH), aliases if aliases.revision > revision else None
+
+    async def move(self, aliases: Aliases) -> bool:
+        """Make these everybody's, if they follow the present ones."""
+        if self._aliases is None or aliases.revision != self._aliases.revision + 1:
+            return False
+        self._aliases = aliases
+        self._tell()
+        return True
+
+    async def replicas(self) -> dict[str, str]:
+        """Replicas that asked lately -> the champion they run."""
+        now = time.monotonic()
+        self._seen = {name: seen for name, seen in self._seen.items() if now - seen[1] < _SEEN_S}
+        return {name: champion for name, (champion, _) in self._seen.items()}
+
+    async def recall(self, key: str) -> Any:
+        """What was remembered under `key` and has not expired; None otherwise."""
+        until, value = self._answers.get(key, (0.0, None))
+        return value if until > time.monotonic() else None
+
+    async def remember(self, key: str, value: Any, seconds: float) -> Any:
+        """Keep `value` for so long, unless something is kept under `key` already; what is kept."""
+        kept = await self.recall(key)
+        if kept is not None:
+            return kept
+        self._answers.pop(key, None)
+        self._answers[key] = time.monotonic() + seconds, value
+        while len(self._answers) > _MOST_ANSWERS:
+            self._answers.popitem(last=False)
+        return value
+
+    def _has_news(self, stream: str, seq: int, revision: int) -> bool:
+        further = self._aliases is not None and self._aliases.revision > revision
+        return stream != self._log.stream or self._log.seq != seq or further
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+
+def open_hub(settings: StreamSettings) -> Any:
+    """The handle of the service's actor, started if it is not there. It outlives replicas; `close_hub` ends it."""
+    import ray
+
+    actor = ray.remote(HubBody).options(
+        name=NAME, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", max_restarts=-1, num_cpus=0,
+        max_concurrency=_CONCURRENT)
+    return actor.remote(settings.model_dump(mode="json"))
+
+
+def close_hub() -> None:
+    """End the service's actor, if there is one."""
+    import ray
+
+    try:
+        actor = ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return
+    ray.kill(actor)
+
+
+class HubLink:
+    """A replica's connection to the actor (or to a HubBody behind the same calls).
+
+    Forwards what the replica publishes, brings in the numbered events, and follows the aliases.
+    """
+
+    def __init__(self, service: Service, actor: Any) -> None:
+        self._service, self._actor = service, actor
+        self.replica = uuid.uuid4().hex[:12]
+        self._configured = service.champion.id
+        self._waiting: deque[tuple[str, int, dict[str, Any]]] = deque()
+        self.lost = 0
+        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Take stream and aliases from the actor before the first request; InternalError if that cannot be."""
+        self._loop = asyncio.get_running_loop()
+        self._service.hub.forward_to(self._forward)
+        await self._attach()
+        if self._service.life.last_failure is not None:
+            raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
+        self._service.life.link = self
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+
+    async def stop(self) -> None:
+        """End the connection's tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def move(self, aliases: Aliases) -> bool:
+        """See serving.lifecycle.Link."""
+        return bool(await self._actor.move.remote(aliases))
+
+    async def replicas(self) -> dict[str, str]:
+        """See serving.lifecycle.Link."""
+        return dict(await self._actor.replicas.remote())
+
+    async def recall(self, key: str) -> Any:
+        """See HubBody."""
+        return await self._actor.recall.remote(key)
+
+    async def remember(self, key: str, value: Any, seconds: float) -> Any:
+        """See HubBody."""
+        return await self._actor.remember.remote(key, value, seconds)
+
+    def _forward(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
+        """From any thread."""
+        if len(self._waiting) >= _MOST_WAITING:  # the actor has been away for long
+            self._waiting.popleft()
+            self.lost += 1
+        self._waiting.append((topic, ts_ns, data))
+        if not self._work.is_set() and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._work.set)
+
+    async def _attach(self) -> None:
+        service = self._service
+        stream, seq, state, events, aliases = await _patiently(
+            lambda: self._actor.attach.remote(self._configured, service.life.aliases))
+        service.hub.begin_at(stream, seq, state, events)
+        await service.life.follow(aliases)
+        if state.model is None:
+            service.life.announce()
+
+    async def _send(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                await _patiently(lambda batch=batch: self._actor.publish.remote(batch))
+
+    async def _receive(self) -> None:
+        service = self._service
+        while True:
+            log = service.hub.log
+            stream, events, aliases = await _patiently(lambda log=log: self._actor.poll.remote(
+                self.replica, service.champion.id, log.stream, log.seq, service.life.aliases.revision))
+            if stream != log.stream:
+                await self._attach()
+                continue
+            service.hub.receive(events)
+            if aliases is not None:
+                await service.life.follow(aliases)
+                if service.life.last_failure is not None:
+                    await asyncio.sleep(_POLL_S)  # it is tried again, not in a spin
+
+
+async def _patiently(call: Any) -> Any:
+    """The call's result; while the actor is away, it is repeated."""
+    from ray.exceptions import RayActorError
+
+    while True:
+        try:
+            return await call()
+        except RayActorError as error:
+            _LOG.warning("hub_away", error=type(error).__name__)
+            await asyncio.sleep(_RETRY_S)
+

@@ -1,0 +1,191 @@
+"""Two replicas that share a hub, in one process: one stream, one champion, and the hub may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from serving.aliases import Aliases, ModelRef
+from serving.bundle import Bundle
+from serving.hub_actor import HubBody, HubLink
+from serving.lifecycle import LifecycleSettings, NotSwitched, Order
+from serving.service import AppSettings, Service
+from serving.stream import StreamSettings
+from tests.serving_market import random_bundle
+
+SETTINGS = AppSettings(lifecycle=LifecycleSettings(require_checks=False),
+                       stream=StreamSettings(ring=256, queue=128))
+
+
+class Remote:
+    """A HubBody as a Ray handle would be: `actor.method.remote(...)`, values copied; `dies` replaces the body."""
+
+    def __init__(self) -> None:
+        self.body, self.away = HubBody(SETTINGS.stream.model_dump(mode="json")), False
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            @staticmethod
+            async def remote(*arguments: Any) -> Any:
+                if self.away:
+                    raise RayActorError
+                body = self.body
+                result = copy.deepcopy(await getattr(body, name)(*copy.deepcopy(arguments)))
+                if self.away or body is not self.body:
+                    raise RayActorError
+                return result
+
+        return Method
+
+    def dies(self) -> None:
+        self.body._tell()
+        self.body = HubBody(SETTINGS.stream.model_dump(mode="json"))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("hub")
+    return [random_bundle(folder / str(seed), seed=seed) for seed in range(2)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def opened(bundle: Bundle, actor: Remote) -> HubLink:
+    return HubLink(Service(bundle, SETTINGS), actor)
+
+
+def test_replicas_are_one_service(bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        actor = Remote()
+        links = [opened(bundles[0], actor) for _ in range(2)]
+        one, two = (link._service for link in links)
+        for link in links:
+            await link.start()
+        assert one.hub.log.stream == two.hub.log.stream
+        client = two.hub.subscribe(one.hub.log.stream, one.hub.log.seq)
+        assert one.hub.publish("trade", {"n": 1}) == 0
+        await until(lambda: two.hub.log.seq >= 2)
+        seen = [json.loads(text) for text in await client.next()]
+        assert {"trade"} <= {m["topic"] for m in seen}
+
+        await one.life.switch(Order(source=str(bundles[1].directory)), "alice")
+        await until(lambda: two.champion.id == bundles[1].id)
+        assert two.life.aliases == one.life.aliases
+        await until(lambda: set(actor.body._seen) == {link.replica for link in links})
+        found = await links[0].replicas()
+        assert set(found) == {link.replica for link in links}
+
+        late = opened(bundles[0], actor)  # of the configured bundle, but the alias has moved
+        await late.start()
+        assert late._service.champion.id == bundles[1].id
+        assert late._service.life.aliases.previous.id == bundles[0].id  # type: ignore[union-attr]
+
+        before = one.hub.log.stream
+        actor.dies()
+        await until(lambda: one.hub.log.stream == two.hub.log.stream != before)
+        await until(lambda: actor.body._aliases is not None and actor.body._aliases.revision == 1)
+        fresh = [json.loads(text) for text in await client.next()]
+        while fresh[-1]["type"] != "snapshot":
+            fresh += [json.loads(text) for text in await client.next()]
+        assert fresh[-1]["stream"] == one.hub.log.stream
+        await two.life.switch(Order(rollback=True), "bob")
+        await until(lambda: one.champion.id == bundles[0].id)
+        for link in (*links, late):
+            assert link.lost == 0
+            await link.stop()
+
+    asyncio.run(play())
+
+
+def test_what_is_published_while_the_hub_is_away_comes_later(bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        actor = Remote()
+        link = opened(bundles[0], actor)
+        await link.start()
+        service = link._service
+        await until(lambda: service.hub.log.seq >= 1)
+        actor.away = True
+        for n in range(20):
+            service.hub.publish("trade", {"n": n})
+        await asyncio.sleep(0.05)
+        actor.away = False
+        await until(lambda: service.hub.log.seq >= 21)
+        told = [e.data["n"] for e in service.hub.log.after(service.hub.log.first - 1, 99) if e.topic == "trade"]
+        assert told == list(range(20))
+        await link.stop()
+
+    asyncio.run(play())
+
+
+def test_two_switches_at_once_are_one(bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        actor = Remote()
+        links = [opened(bundles[0], actor) for _ in range(2)]
+        for link in links:
+            await link.start()
+        order = Order(source=str(bundles[1].directory))
+        outcomes = await asyncio.gather(*(link._service.life.switch(order, "x") for link in links),
+                                        return_exceptions=True)
+        refused = [o for o in outcomes if isinstance(o, NotSwitched)]
+        assert len(refused) == 1
+        assert refused[0].status == 409
+        await until(lambda: all(link._service.champion.id == bundles[1].id for link in links))
+        assert actor.body._aliases.revision == 1  # type: ignore[union-attr]
+        for link in links:
+            await link.stop()
+
+    asyncio.run(play())
+
+
+def test_a_replica_that_cannot_follow_keeps_the_old_model(bundles: list[Bundle], tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = Remote()
+        link = opened(bundles[0], actor)
+        await link.start()
+        lost = Aliases(ModelRef("f" * 64, str(tmp_path / "gone"), "gone"), revision=1)
+        assert await actor.body.move(lost)
+        await until(lambda: link._service.life.last_failure is not None)
+        assert link._service.champion.id == bundles[0].id
+        await link.stop()
+
+    asyncio.run(play())
+
+
+def test_answers_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        body = HubBody({})
+        now = [100.0]
+        monkeypatch.setattr("serving.hub_actor.time.monotonic", lambda: now[0])
+        assert await body.recall("k") is None
+        assert await body.remember("k", b"one", 10.0) == b"one"
+        assert await body.remember("k", b"two", 10.0) == b"one"
+        now[0] = 111.0
+        assert await body.recall("k") is None
+        assert await body.remember("k", b"two", 10.0) == b"two"
+
+    asyncio.run(play())
+
+
+def test_a_newly_configured_bundle_is_champion(bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        body = HubBody({})
+        refs = [ModelRef(bundle.id, str(bundle.directory), "config") for bundle in bundles]
+        *_, first = await body.attach(refs[0].id, Aliases(refs[0]))
+        assert first.champion == refs[0]
+        *_, second = await body.attach(refs[1].id, Aliases(refs[1]))
+        assert (second.champion, second.previous, second.revision) == (refs[1], refs[0], 1)
+        *_, again = await body.attach(refs[1].id, Aliases(refs[1]))
+        assert again == second
+
+    asyncio.run(play())
