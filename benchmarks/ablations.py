@@ -37,6 +37,7 @@ from algospace.types import AnyArray, Float32Array
 from envs.vector_core import VectorCoreEnv, risk_unit_of
 from training.config import RunConfig
 from training.dataset import Split
+from training.evaluation.unit_run import unit_run
 from training.experts import expert_columns
 from training.mappo import learner
 from training.mappo.core_rollout import Segments, decision_draws
@@ -48,7 +49,6 @@ from training.pipeline import PipelineResult, run_pipeline
 from training.ray_session import ray_session
 from training.supervised import fit_supervised, positions
 from training.team_training import TrainedTeam, train_team
-from training.unit_run import unit_run
 
 TUNING_MARKETS = (701, 702)
 _TEST_BARS = 150_000

@@ -4,7 +4,7 @@
                               [--json FILE] [key.path=value ...]
 
 Trains the RDE and the M-RMS of the configuration if the run folder does not hold them, then plays every rule on
-the same opportunities (training.risk_evaluation): by default those of the markets that tuning may look at (701 to
+the same opportunities (training.evaluation.risk): by default those of the markets that tuning may look at (701 to
 705; on recorded bars the validation split). `--judge` plays the markets that judge (9001 to 9005; the test split):
 once, when everything is chosen. NQ: --config configs/train/nq.yaml --run-dir runs/nq, with ALGOSPACE_DATA set.
 """
@@ -28,9 +28,9 @@ from algospace.instruments import instrument
 from algospace.marketdata.synthetic import generate, scenario_named
 from training.config import RunConfig
 from training.dataset import Dataset, Split, open_dataset
-from training.evaluate_config import UNSEEN_SEEDS
+from training.evaluation.config import UNSEEN_SEEDS
+from training.evaluation.risk import TEAM, evaluate_risk
 from training.pipeline import run_pipeline
-from training.risk_evaluation import TEAM, evaluate_risk
 
 TUNING_SEEDS = (701, 702, 703, 704, 705)
 _COLUMNS = (("sortino", 3), ("sharpe", 3), ("sortino_day", 2), ("sharpe_day", 2), ("net", 1), ("mean_drawdown", 3),

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from algospace.config import load_config, parse_config
 from training.config import RunConfig
+from training.sweep.config import TuneConfig, check_space
 from training.tune import SweepResult, run_sweep
-from training.tune_config import TuneConfig, check_space
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 RATE = "core.mappo.learning_rate.start"

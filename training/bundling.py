@@ -28,10 +28,10 @@ from serving.policy import BundlePolicy
 from training.backtest import run_session
 from training.config import RunConfig
 from training.dataset import Dataset, Split
+from training.evaluation.validation_parts import gate_part
 from training.experts import load_regime, regime_columns
 from training.team_training import load_team
 from training.tracking import git_commit
-from training.validation_parts import gate_part
 
 
 def build_bundle(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path) -> tuple[Bundle, dict[str, Any]]:

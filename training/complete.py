@@ -19,11 +19,11 @@ from training.backtest import backtest
 from training.bundling import build_bundle
 from training.config import RunConfig
 from training.dataset import Dataset, Split
+from training.evaluation.units import evaluate_units
 from training.experts import load_regime, regime_columns
 from training.pipeline import PipelineResult
 from training.supervised import fit_supervised, positions
 from training.tracking import Tracker
-from training.unit_evaluation import evaluate_units
 
 
 @dataclass(frozen=True)

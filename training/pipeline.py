@@ -28,10 +28,10 @@ from algospace.errors import ConfigError
 from algospace.files import write_json, write_text
 from training.config import PHASES, RunConfig
 from training.dataset import Dataset, prepare_dataset
+from training.evaluation.validation_parts import gate_part
 from training.phases import RUNNERS, PhaseContext
 from training.ray_session import ray_session
 from training.tracking import PhaseRun, Tracker, git_commit
-from training.validation_parts import gate_part
 
 # the number of runners and checkpoints changes no bit of the result
 _WITHOUT_EFFECT: Any = {"mappo": {"num_env_runners", "checkpoint_every"}}

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from algospace.errors import ConfigError
-from training.evaluate_config import CONTROLS, EVALUATION, Judging
-from training.evaluate_report import REPORT, control_file
+from training.evaluation.config import CONTROLS, EVALUATION, Judging
+from training.evaluation.report import REPORT, control_file
 
 MODEL = "algospace-bundle"
 MIN_DEFLATED_SHARPE = 0.95

@@ -4,7 +4,7 @@
 
 The earlier phases are trained once and shared, trials are scored on the validation split only, every trial is a
 child run in MLflow, and the best configuration is written as a file that `algospace train` accepts. A sweep that
-was stopped is started again with the same folder: see `training.tune_trial`.
+was stopped is started again with the same folder: see `training.sweep.trial`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from algospace.errors import ConfigError, InternalError
 from algospace.files import write_text
 from training.config import PHASES, RunConfig, TuningConfig
 from training.ray_session import ray_session
-from training.tune_config import METRIC, Choice, LogUniform, Quantised, RandInt, TuneConfig, changed
-from training.tune_data import search_dataset
-from training.tune_ledger import Ledger, LedgerCallback
-from training.tune_trial import FOLDER_KEY, SHARED, SWEEP, Plan, TeamTrial, prepare_core, train_experts
+from training.sweep.config import METRIC, Choice, LogUniform, Quantised, RandInt, TuneConfig, changed
+from training.sweep.ledger import Ledger, LedgerCallback
+from training.sweep.tables import search_dataset
+from training.sweep.trial import FOLDER_KEY, SHARED, SWEEP, Plan, TeamTrial, prepare_core, train_experts
 
 BEST, _TUNE = "best.yaml", "tune"
 
@@ -218,7 +218,7 @@ def _fit(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> None:
 def _scheduler(config: TuneConfig) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    from training.tune_population import Population
+    from training.sweep.population import Population
 
     if config.scheduler == "asha":
         return ASHAScheduler(max_t=config.rungs, grace_period=config.asha.grace,

@@ -106,8 +106,8 @@ def model_of(path: Path) -> type[FrozenConfig]:
     """The pydantic model that a configuration file must satisfy, by its folder."""
     from serving.deployment import ServeSettings
     from training.config import RunConfig
-    from training.evaluate_config import EvaluateConfig
-    from training.tune_config import TuneConfig
+    from training.evaluation.config import EvaluateConfig
+    from training.sweep.config import TuneConfig
     from training.walk_forward.config import WalkForwardRun
 
     models: dict[tuple[str, ...], type[FrozenConfig]] = {(): RunConfig, ("train",): RunConfig,

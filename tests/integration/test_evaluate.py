@@ -11,14 +11,14 @@ import mlflow
 import numpy as np
 import pytest
 
-import training.evaluate_markets as markets
+import training.evaluation.markets as markets
 from algospace.analysis.unit_score import Segments, next_returns
 from algospace.config import load_config
 from tests.command_line import Runner, runner
 from tests.conftest import REPOSITORY
 from training.config import RunConfig
-from training.evaluate import evaluate_config, evaluate_run, run_control
-from training.evaluate_training import Seeds, seeded, trained_run
+from training.evaluation.harness import evaluate_config, evaluate_run, run_control
+from training.evaluation.trainings import Seeds, seeded, trained_run
 from training.mappo.core_team import CoreTeamModule
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -122,7 +122,7 @@ def test_several_seeds_share_experts_and_finished_ones_are_reused(config: RunCon
     def no_training(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished training ran again")
 
-    monkeypatch.setattr("training.evaluate_training.train_team", no_training)
+    monkeypatch.setattr("training.evaluation.trainings.train_team", no_training)
     monkeypatch.setattr("training.phases.train_team", no_training)
     assert evaluate_config(config, (1, 2), SEEDS[:1], out=out, bars=BARS) == first
 

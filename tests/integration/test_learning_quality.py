@@ -13,8 +13,8 @@ import pytest
 from algospace.config import load_config
 from tests.conftest import REPOSITORY
 from training.config import RunConfig
+from training.evaluation.units import evaluate_units
 from training.pipeline import run_pipeline
-from training.unit_evaluation import evaluate_units
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

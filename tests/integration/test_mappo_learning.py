@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.training_market import MarketOnDisk, save_market, small_settings, with_next_return
+from training.evaluation.unit_run import unit_run
 from training.mappo.core_team import CoreTeamModule
 from training.mappo.settings import Ramp
 from training.team_training import train_team
-from training.unit_run import unit_run
 
 SETTINGS = small_settings(
     env_steps=150_000, num_shards=1, envs_per_shard=64, segment=32, minibatches=4, gae_lambda=0.5,

@@ -21,8 +21,8 @@ from algospace.errors import ConfigError
 from algospace.marketdata.synthetic import generate, scenario_named
 from training.config import RunConfig
 from training.dataset import nanoseconds, prepare_dataset
+from training.evaluation.risk import TEAM, evaluate_risk
 from training.pipeline import PipelineResult, run_pipeline, stale_phase
-from training.risk_evaluation import TEAM, evaluate_risk
 from training.team_training import load_team
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-import training.tune_data as tune_data
+import training.sweep.tables as tune_data
 from algospace.config import load_config
 from algospace.errors import ConfigError
 from tests.tune_sweep import RATE, run_tiny, tiny_base, tiny_tune
 from training.config import RunConfig
+from training.sweep.trial import Plan, TrialRun
 from training.tune import SweepResult, SweepStopped, trials_of
-from training.tune_trial import Plan, TrialRun
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -133,7 +133,7 @@ def test_a_stopped_sweep_goes_on(finished: SweepResult, shared: Path, tmp_path: 
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C when the second trial has reported once: the first is not run again, the second goes on from its
     rung, and every figure equals that of the sweep that was not stopped."""
-    import training.tune_ledger as tune_ledger
+    import training.sweep.ledger as tune_ledger
 
     real = tune_ledger.Ledger.report
 
@@ -196,7 +196,7 @@ def test_asha_stops_trials_and_optuna_proposes_them(shared: Path, tmp_path: Path
 @pytest.mark.slow
 def test_pbt_hands_teams_on_and_goes_on_after_a_stop(shared: Path, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.tune_ledger as tune_ledger
+    import training.sweep.ledger as tune_ledger
 
     real = tune_ledger.Ledger.report
     reports: list[int] = []

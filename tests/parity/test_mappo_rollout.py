@@ -14,11 +14,11 @@ from algospace.types import AnyArray
 from envs.config import CoreEnvConfig
 from envs.core_env import CoreEnv
 from tests.training_market import MarketOnDisk, save_market
+from training.evaluation.unit_run import unit_run
 from training.mappo.core_team import CoreSampler, CoreTeamModule
 from training.mappo.module import TeamModule, build_team_module
 from training.mappo.risk_team import RiskSampler, RiskTeamModule
 from training.mappo.tables import mirrored
-from training.unit_run import unit_run
 
 STEPS, ENVS = 16, 6
 SAMPLING = {"envs_per_shard": ENVS, "mirror": True}

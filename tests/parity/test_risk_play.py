@@ -17,9 +17,9 @@ from envs.risk_env import RiskEnv
 from envs.risk_play import Play, RiskField
 from tests.env_market import random_table
 from tests.training_market import MarketOnDisk
+from training.evaluation.risk import chosen, constant, play_rule, team_choices
 from training.experts import propose
 from training.mappo.module import build_team_module
-from training.risk_evaluation import chosen, constant, play_rule, team_choices
 from training.team_training import TrainedTeam
 
 SYNTH = INSTRUMENTS["SYNTH"]

@@ -15,8 +15,8 @@ from algospace.errors import AlgoSpaceError
 from tests.command_line import Runner, runner
 from tests.conftest import REPOSITORY
 from training.config import RunConfig
-from training.evaluate_config import load_evaluation
-from training.tune_config import load_tune
+from training.evaluation.config import load_evaluation
+from training.sweep.config import load_tune
 from training.walk_forward.config import WalkForwardRun
 
 CONFIGS = REPOSITORY / "configs"

@@ -15,18 +15,18 @@ from algospace.config import load_config
 from algospace.errors import ConfigError
 from algospace.marketdata.synthetic import generate
 from tests.conftest import REPOSITORY
+from training.commands.evaluate import seed_list
 from training.config import RunConfig
-from training.evaluate_commands import seed_list
-from training.evaluate_config import Judging, check, load_evaluation
-from training.evaluate_report import page
-from training.evaluate_summary import (
+from training.evaluation.config import Judging, check, load_evaluation
+from training.evaluation.report import page
+from training.evaluation.summary import (
     failures_of_martingale,
     failures_of_oracle,
     failures_of_run,
     oracle_figures,
     summary,
 )
-from training.evaluate_training import Seeds, own_seeds, seeded
+from training.evaluation.trainings import Seeds, own_seeds, seeded
 
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 JUDGING = Judging(seeds=(701, 702))

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from algospace.errors import ConfigError
-from training import evaluate_report
 from training.config import RunConfig
-from training.evaluate_config import Judging
-from training.evaluate_report import write_evaluation
+from training.evaluation import report as evaluate_report
+from training.evaluation.config import Judging
+from training.evaluation.report import write_evaluation
 from training.promotion import MODEL, promote
 from training.tracking import Tracker, TrackingConfig
 from training.tracking_store import connect

@@ -9,7 +9,7 @@ from algospace.instruments import INSTRUMENTS
 from envs.config import RiskEnvConfig
 from envs.risk_play import Play, RiskField
 from tests.env_market import random_table
-from training.risk_evaluation import (
+from training.evaluation.risk import (
     TEAM,
     FixedChoice,
     choose_fixed,

@@ -10,8 +10,8 @@ from algospace.config import parse_config, read_yaml
 from algospace.errors import ConfigError
 from tests.command_line import Runner, runner
 from training.config import RunConfig
+from training.sweep.config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
 from training.tune import _points, sweep_hash
-from training.tune_config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -14,7 +14,7 @@ from tests.tune_sweep import RATE, tiny_base, tiny_tune
 from training import bundling, tune_trial
 from training.config import RunConfig, TuningConfig
 from training.dataset import Dataset, Split
-from training.validation_parts import calibrated_part, gate_part, scored_part
+from training.evaluation.validation_parts import calibrated_part, gate_part, scored_part
 
 BASE = tiny_base()
 TUNED = BASE.model_copy(update={"tuning": TuningConfig(sweep="s", config_hash="0", trials=3)})

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import validation_score
 from training.dataset import Split
-from training.validation_score import ValidationScorer
+from training.evaluation import validation_score
+from training.evaluation.validation_score import ValidationScorer
 
 
 def test_a_smaller_unit_does_not_raise_the_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from algospace.analysis.intervals import Interval, bootstrap_interval, stationary_interval
 from algospace.analysis.regime_table import pooled
 from algospace.analysis.unit_judgement import CLAIRVOYANT, LIMIT, POLICY, TREND, Judgement
-from training.evaluate_config import Judging
+from training.evaluation.config import Judging
 
 _FIGURES = ("score", "realised", "sharpe", "exposure", "turnover")
 _PROFIT_CONFIDENCE = 0.98  # one-sided 1 %

@@ -20,11 +20,11 @@ from algospace.analysis.unit_score import (
 from algospace.errors import InternalError
 from envs.config import CoreEnvConfig
 from training.dataset import Split
+from training.evaluation.unit_run import unit_run
 from training.experts import expert_columns
 from training.mappo.core_team import CoreTeamModule
 from training.mappo.module import build_team_module
 from training.team_training import load_team
-from training.unit_run import unit_run
 
 _MEANS = ("score", "realised", "sharpe", "exposure", "turnover")
 

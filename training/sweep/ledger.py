@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from ray.tune import Callback
 
 from algospace.files import write_json
+from training.sweep.config import METRIC
+from training.sweep.trial import FINAL_STATES, SWEEP, TRIALS, Plan, Rung, forget_weights
 from training.tracking import PhaseRun, Tracker
-from training.tune_config import METRIC
-from training.tune_trial import FINAL_STATES, SWEEP, TRIALS, Plan, Rung, forget_weights
 
 _NUMBERS = (METRIC, "sharpe_per_bar", "exposure", "turnover")
 _MLFLOW_STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "running": "KILLED"}

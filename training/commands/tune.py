@@ -23,7 +23,7 @@ def tune(
 
     Example: algospace tune --config configs/tune/quickstart.yaml
     """
-    from training.tune_config import load_tune
+    from training.sweep.config import load_tune
 
     console = Console(stderr=as_json)
     settings, base = load_tune(config, overrides or [])

@@ -19,12 +19,12 @@ from algospace.marketdata.synthetic import Scenario, SyntheticTruth, generate
 from envs.config import CoreEnvConfig
 from training.config import RunConfig
 from training.dataset import open_dataset
+from training.evaluation.unit_run import unit_run
 from training.experts import load_regime, propose, regime_columns
 from training.mappo.core_team import CoreTeamModule
 from training.mappo.module import build_team_module
 from training.mappo.tables import save_experts
 from training.team_training import TrainedTeam, load_team
-from training.unit_run import unit_run
 
 
 class Experts:

@@ -23,7 +23,7 @@ from algospace.analysis.unit_judgement import Judgement
 from algospace.errors import ConfigError
 from algospace.marketdata.synthetic import scenario_named
 from training.config import RunConfig
-from training.evaluate_config import (
+from training.evaluation.config import (
     CONTROLS,
     EVALUATION,
     UNSEEN_SEEDS,
@@ -33,8 +33,8 @@ from training.evaluate_config import (
     Judging,
     check,
 )
-from training.evaluate_markets import Experts, judge_team, make_market
-from training.evaluate_summary import (
+from training.evaluation.markets import Experts, judge_team, make_market
+from training.evaluation.summary import (
     failures_of_martingale,
     failures_of_oracle,
     failures_of_run,
@@ -42,7 +42,7 @@ from training.evaluate_summary import (
     oracle_figures,
     summary,
 )
-from training.evaluate_training import (
+from training.evaluation.trainings import (
     Seeds,
     finished_run,
     own_seeds,

@@ -18,9 +18,9 @@ from algospace.types import FloatArray
 from envs.config import CoreEnvConfig
 from envs.vector_core import VectorCoreEnv, decision_rows
 from training.dataset import Split
+from training.evaluation.unit_run import unit_run
 from training.mappo.core_team import CoreTeamModule, make_core_env
 from training.mappo.module import build_team_module
-from training.unit_run import unit_run
 
 _MAX_CHUNKS, _MIN_CHUNK_BARS, _EMBED_STEPS = 256, 100, 128
 

@@ -41,8 +41,8 @@ def evaluate(
     Example: algospace evaluate --run runs/quickstart --seeds 9001-9005
     """
     from algospace.config import parse_config
-    from training.evaluate_config import Judging
-    from training.evaluate_report import page, record, write_evaluation
+    from training.evaluation.config import Judging
+    from training.evaluation.report import page, record, write_evaluation
 
     console = Console(stderr=True)
     if (config is None) == (run is None):
@@ -90,9 +90,9 @@ def seed_list(text: str, option: str) -> tuple[int, ...]:
 
 def _of_run(run: Path, judging: Any, controls: list[str], out: Path | None,
             console: Console) -> tuple[dict[str, Any], RunConfig, Path]:
-    from training.evaluate import evaluate_run
-    from training.evaluate_config import EVALUATION
-    from training.evaluate_training import finished_run
+    from training.evaluation.config import EVALUATION
+    from training.evaluation.harness import evaluate_run
+    from training.evaluation.trainings import finished_run
 
     used, folder = finished_run(run), out or run / EVALUATION
     if not controls:
@@ -102,8 +102,8 @@ def _of_run(run: Path, judging: Any, controls: list[str], out: Path | None,
 
 def _of_config(path: Path, overrides: tuple[str, ...], changes: dict[str, Any], controls: list[str],
                out: Path | None, console: Console) -> tuple[dict[str, Any], RunConfig, Path]:
-    from training.evaluate import evaluate as evaluate_all
-    from training.evaluate_config import load_evaluation
+    from training.evaluation.config import load_evaluation
+    from training.evaluation.harness import evaluate as evaluate_all
 
     evaluation = load_evaluation(path, overrides, **changes)
     plan, folder = evaluation.plan, out or RUNS / f"{evaluation.plan.name}-evaluation"
@@ -117,8 +117,8 @@ def _of_config(path: Path, overrides: tuple[str, ...], changes: dict[str, Any], 
 
 def _controls(config: RunConfig, kinds: list[str], folder: Path, judging: Any, console: Console,
               **options: Any) -> dict[str, Any]:
-    from training.evaluate import run_control
-    from training.evaluate_config import CONTROLS
+    from training.evaluation.config import CONTROLS
+    from training.evaluation.harness import run_control
 
     unknown = [kind for kind in kinds if kind not in CONTROLS]
     if unknown:

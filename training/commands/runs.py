@@ -1,4 +1,4 @@
-"""Sub-commands of training: `train`, `backtest`, `export`, `select`, `quickstart`."""
+"""Commands `train`, `backtest`, `export`, `select` and `quickstart`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,9 @@ import typer
 from rich.console import Console
 
 from algospace.errors import ConfigError
-from training.evaluate_commands import evaluate
-from training.joint_commands import train_jointly
-from training.promotion_commands import promote
-from training.tracking_commands import tracking
-from training.tune_commands import tune
-from training.walk_forward_commands import walk_forward
+from training.commands.joint import train_jointly
 
 RUNS = Path("runs")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this package's commands to `app`."""
-    app.command("train")(train)
-    app.command("backtest")(backtest)
-    app.command("evaluate")(evaluate)
-    app.command("export")(export)
-    app.command("select")(select)
-    app.command("tune")(tune)
-    app.command("promote")(promote)
-    app.command("quickstart")(quickstart)
-    app.command("walk-forward")(walk_forward)
-    app.add_typer(tracking, name="tracking")
 
 
 def train(

@@ -31,14 +31,14 @@ from algospace.instruments import instrument
 from envs.vector_core import risk_unit_of
 from training.config import PHASES, RunConfig
 from training.dataset import Dataset
+from training.evaluation.validation_parts import scored_part
+from training.evaluation.validation_score import ValidationScorer
 from training.experts import expert_columns
 from training.mappo.algorithm import MAPPO, MAPPOConfig
 from training.mappo.tables import experts_hash
 from training.phases import RUNNERS, PhaseContext, core_experts, core_spec
-from training.tune_config import TuneConfig, changed
-from training.tune_data import open_search, search_dataset
-from training.validation_parts import scored_part
-from training.validation_score import ValidationScorer
+from training.sweep.config import TuneConfig, changed
+from training.sweep.tables import open_search, search_dataset
 
 PLAN, RUNGS, SWEEP, SHARED, TRIALS = "plan.json", "rungs.json", "sweep.json", "shared", "trials"
 FOLDER_KEY = "sweep_folder"

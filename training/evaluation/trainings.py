@@ -26,7 +26,7 @@ from algospace.seeding import stream_key
 from envs.vector_core import risk_unit_of
 from training.config import PHASES, RunConfig, SyntheticMarketConfig
 from training.dataset import open_dataset
-from training.evaluate_markets import Experts, JudgingMarket, make_market
+from training.evaluation.markets import Experts, JudgingMarket, make_market
 from training.pipeline import run_pipeline, stale_phase
 from training.ray_session import ray_session
 from training.team_training import TrainedTeam, load_team, train_team

@@ -21,7 +21,7 @@ from algospace.marketdata.synthetic import SyntheticTruth, generate, scenario_na
 from algospace.types import Bars
 from training.config import RunConfig
 from training.dataset import Dataset, SayFn, Split, data_path, nanoseconds, tables_digest
-from training.validation_parts import scored_part
+from training.evaluation.validation_parts import scored_part
 
 _MANIFEST = "search.json"
 _TEST_KEYS: Any = {"synthetic": {"test_seeds", "test_bars"}, "file": {"test_until"}}
