@@ -42,11 +42,18 @@ def options(about: str, steps: int, counted: str) -> dict[str, Any]:
     """What the command line asks of an example's `main`; `about` is its docstring, `steps` the default number of
     `counted` steps."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=steps, help=f"{counted} to train for")
+    parser.add_argument("--steps", type=_at_least_one, default=steps, help=f"{counted} to train for")
     parser.add_argument("--seed", type=int, default=0, help="seed of training and of its market")
     parser.add_argument("--test-seed", type=int, default=9001, help="seed of the market that judges")
     parser.add_argument("--scenario", default="easy", help="easy, mid, hard or martingale")
     return vars(parser.parse_args())
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def make_market(seed: int, bars: int, scenario: str = "easy", schema: MatrixSchema | None = None) -> ExampleMarket:
