@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-_PACKAGES = ("algospace", "envs", "agents", "training")
+_PACKAGES = ("algospace", "envs", "agents", "training", "serving")
 _KEPT_VERSIONS = 8
 
 

@@ -1,35 +1,37 @@
 """From features to a decision: one pure function of (bundle, backend, inputs, seed).
 
-The account observation, the opportunity, the hard limits and the allowed actions come from the environment's own
-compiled half-steps (`envs.core_kernels`), run on one environment: serving cannot drift from training.
+The embedders, the M-RMS and the RDE run on the backend; trunk, masked heads, account and limits on compiled code
+that is the same for one row and for many (serving.heads, serving.desk, serving.batch).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from agents.dropout import MaskBank
 from agents.gate import Verdict, Votes, count_votes, execution_probabilities
 from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
-from algospace.risk.limits import Limit, limit_contracts
-from algospace.types import Float32Array
-from envs.core_kernels import ACCOUNT_FEATURES, BAR_DTYPE, EXECUTE, Market, observe_kernel, vote_kernel
-from envs.vector_core import build_rules, empty_batch, read_only
+from algospace.types import AnyArray, Float32Array
+from envs.core_kernels import EXECUTE
 from serving.backends import Backend
+from serving.batch import LIMIT_NAMES, VOTER_NAMES, BatchDecisions, BatchInputs, after_limits, decide_batch
 from serving.bundle import Bundle
+from serving.desk import Desk
+from serving.heads import Heads
 from serving.proposals import Proposer
 
-VOTER_NAMES = ("strategic", "tactical", "arbitrage")
 Propose = Callable[[int], Float32Array]
 """Direction -> proposals (1, 2, 3), of which only that direction's side is read."""
 NO_PROPOSAL = RiskProposal(0.0, 0.0, 0.0)
+_REGIMES_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,11 @@ class Decider:
         self.bundle, self.backend, self.schema = bundle, backend, bundle.schema
         self.gate = bundle.gate()
         self.proposer = Proposer(bundle, backend)
-        core = manifest.networks.core
-        self._bank = MaskBank(manifest.mask_key, core.hidden, core.dropout)
-        self._samples = manifest.gate.iterations
-        self._ones = np.ones((1, 4, core.hidden), np.float32)
-        self._by_synergy = manifest.env.decision_points == "synergy"
-        self._desk = _Desk(bundle)
+        self.heads = Heads(bundle)
+        self.by_synergy = manifest.env.decision_points == "synergy"
+        self._desk = Desk(bundle, 1)
+        self._nothing = np.zeros((1, 2, 3), np.float32)
+        self._regimes: OrderedDict[bytes, Float32Array] = OrderedDict()
 
     def decide(self, inputs: DecisionInputs, threshold: float | None = None) -> Decision:
         """Decide from complete inputs; SchemaError if a shape does not fit the bundle."""
@@ -91,44 +92,61 @@ class Decider:
 
         return self.decide_embedded(embedded, regime, propose, market, inputs.account, inputs.seed, threshold)
 
+    def decide_batch(self, inputs: BatchInputs, threshold: float | None = None) -> BatchDecisions:
+        """Decide many rows in one pass (serving.batch)."""
+        return decide_batch(self, inputs, threshold)
+
     def decide_embedded(self, embedded: Float32Array, regime: Float32Array, propose: Propose,
                         market: MarketState, account: Any, seed: int, threshold: float | None = None) -> Decision:
         """Decide from embeddings (1, 3, D) and the regime vector (R,); `propose` is asked if a side is wanted."""
-        observed = self._desk.observe(market, account)
-        masks = self.masks(seed)
-        context = {"regime": regime[None], "synergy": market.synergy[None], "account": observed}
-        logits = self.backend.infer(
-            "heads", {"embedded": embedded, "masks": masks[None, :, :3], **context})["logits"]
-        votes = count_votes(logits[0])
-        voting = not self._by_synergy or market.synergy[0] > 0.0
-        asked, allowed, encoded, proposal = self._desk.vote(votes, propose, voting)
-        if not asked:
+        desk = self._desk
+        observed = desk.observe(market.close, market.atr, market.clock, account)
+        context = np.concatenate((regime[None], market.synergy[None], observed), 1)
+        starts = self.heads.starts(np.array([seed], np.uint64))
+        votes = count_votes(self.heads.votes(embedded, context, starts)[0])
+        voting = not self.by_synergy or bool(market.synergy[0] > 0.0)
+        proposals = propose(votes.direction) if votes.direction and voting else self._nothing
+        chosen = votes.chosen.astype(np.int8)[None]
+        offers = desk.vote(chosen, proposals, voting)
+        if not offers.asked[0]:
             return _decision(Reason.NO_OPPORTUNITY, self.gate.decide(votes, None), votes, NO_PROPOSAL)
-        one_hot = np.zeros((1, 3, 3), np.float32)
-        one_hot[0, (0, 1, 2), votes.chosen] = 1.0
-        answer = self.backend.infer("execute", {
-            "votes": one_hot, "proposal": encoded, "allowed": allowed, "masks": masks[None, :, 3:], **context})
-        verdict = self.gate.decide(votes, execution_probabilities(answer["logits"][0]), threshold)
-        reason = verdict.reason
-        refused = proposal.limit != Limit.NONE.name and not allowed[0, EXECUTE]
-        if reason is Reason.REJECTED and refused:
-            reason = Reason.RISK_LIMIT
-        elif reason is Reason.EXECUTE and proposal.contracts <= 0.0:
-            # unit mechanics know no size: the hard limits and the risk team's zero still stand
-            reason = Reason.REJECTED if proposal.limit == Limit.NONE.name else Reason.RISK_LIMIT
-        return _decision(reason, verdict, votes, proposal)
+        answer = self.heads.execution(chosen, offers.encoded, context, starts, offers.allowed, offers.asked)
+        verdict = self.gate.decide(votes, execution_probabilities(answer[0]), threshold)
+        contracts, stop, target = offers.orders[0].tolist()
+        code = int(offers.limits[0])
+        reason = after_limits(verdict.reason, votes.direction, float(desk.held[0]), contracts, code != 0,
+                              bool(offers.allowed[0, EXECUTE]))
+        return _decision(reason, verdict, votes, RiskProposal(contracts, stop, target, LIMIT_NAMES[code]))
 
     def masks(self, seed: int) -> Float32Array:
-        """(K, 4, H) dropout masks of a decision, voters then execution; one mask of ones decides without."""
-        if self._samples == 1:
-            return self._ones
-        return self._bank.masks[self._bank.decision_rows(seed, self._samples, 4)].numpy()
+        """(K, 4, H) dropout masks of a decision, voters then execution, as the graphs take them; one mask of ones
+        decides without."""
+        samples, bank = self.heads.samples, self.heads.bank
+        if samples == 1:
+            return np.ones((1, 4, bank.units), np.float32)
+        return bank.masks[bank.decision_rows(seed, samples, 4)].numpy()
 
     def regime_vector(self, regime: Float32Array) -> Float32Array:
-        """(R,): as given, or the RDE's answer to a regime window."""
+        """(R,): as given, or the RDE's answer to a regime window, which is remembered: a window changes once in
+        30 minutes. The RDE sees one window at a time, so that the answer never depends on what else was asked."""
         if regime.ndim == 1:
             return regime
-        return self.backend.infer("rde", {"window": regime[None]})["regime"][0]
+        window = np.ascontiguousarray(regime)
+        key = hashlib.sha256(window).digest()
+        known = self._regimes.get(key)
+        if known is None:
+            known = self.backend.infer("rde", {"window": window[None]})["regime"][0].copy()
+            known.flags.writeable = False
+            self._regimes[key] = known
+            if len(self._regimes) > _REGIMES_KEPT:
+                self._regimes.popitem(last=False)
+        else:
+            self._regimes.move_to_end(key)
+        return known
+
+    def regime_vectors(self, windows: AnyArray) -> Float32Array:
+        """(N, R) of regime windows (N, Wr, Fr)."""
+        return np.stack([self.regime_vector(window) for window in windows])
 
     def check(self, inputs: DecisionInputs) -> None:
         """SchemaError if a shape does not fit the bundle."""
@@ -144,70 +162,6 @@ class Decider:
                 raise SchemaError(f"{name} has shape {found}, the bundle needs {' or '.join(map(str, shapes))}")
         if inputs.market.synergy.shape != (3,):
             raise SchemaError(f"synergy has shape {inputs.market.synergy.shape}, the bundle needs (3,)")
-
-
-class _Desk:
-    """One environment of the batched kernels, filled with the real account and the present bar."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        config = bundle.manifest.env
-        self._rules = build_rules(bundle.instrument, config, bundle.manifest.risk_unit)
-        self._limits = config.limits.record()[()]
-        self._bars = np.zeros(1, BAR_DTYPE)
-        self._clock = np.zeros((1, 2), np.float32)
-        self._market = Market(read_only(self._bars), read_only(self._clock),
-                              read_only(np.zeros(1, np.int32)))
-        self._batch = empty_batch(1, self._market, self._rules)
-        self._multiplier = bundle.instrument.multiplier
-        self._encoded = np.zeros((1, 3), np.float32)
-        self._codes = np.zeros(1, np.int8)
-        self._nothing = np.zeros((1, 2, 3), np.float32)
-        self._money = 0.0, 0.0  # equity and its value at the day's start, in account currency
-
-    def observe(self, market: MarketState, account: Any) -> Float32Array:
-        """The account features (1, 8)."""
-        self._bars["close"], self._bars["atr"] = market.close, market.atr
-        self._clock[0] = market.clock
-        self._batch.accounts[0] = account
-        self._money = float(account["equity"]), float(account["day_start"])
-        if self._rules.unit:
-            self._as_unit(self._batch.accounts[0], market.close)
-        out = np.empty((1, ACCOUNT_FEATURES), np.float32)
-        observe_kernel(self._batch, self._market, self._rules, self._limits, out)
-        return out
-
-    def _as_unit(self, account: Any, close: float) -> None:
-        """A real account as a policy trained on unit mechanics knows it: a side, and money as a fraction of the
-        notional held (of one contract when flat)."""
-        notional = close * self._multiplier * max(1.0, abs(account["position"]))
-        account["equity"] = (account["equity"] - account["day_start"]) / notional
-        account["day_start"] = 0.0
-        account["position"] = np.sign(account["position"])
-        account["stop"] = account["target"] = np.nan
-
-    def vote(self, votes: Votes, propose: Propose,
-             voting: bool) -> tuple[bool, Float32Array, Float32Array, RiskProposal]:
-        """(asked, allowed actions (1, 3), encoded proposal (1, 3), the proposal after limits)."""
-        batch = self._batch
-        proposals = propose(votes.direction) if votes.direction and voting else self._nothing
-        batch.voting[0] = voting
-        vote_kernel(batch, self._market, self._rules, self._limits, read_only(proposals),
-                    votes.chosen.astype(np.int8)[None], self._encoded, self._codes)
-        contracts, stop, target = batch.order[0].tolist()
-        proposal = NO_PROPOSAL
-        if batch.opportunity[0] != 0:
-            code = int(self._codes[0])
-            if self._rules.unit:  # the team saw the proposal as it was; what leaves the desk is limited
-                contracts, code = self._limited(contracts, stop)
-            proposal = RiskProposal(contracts, stop, target, Limit(code).name)
-        return (bool(batch.asked[0]), batch.action_mask.astype(np.float32), self._encoded.copy(), proposal)
-
-
-    def _limited(self, contracts: float, stop: float) -> tuple[float, int]:
-        """Contracts after the hard limits, and the limit's code."""
-        risk = stop * self._multiplier + self._rules.exit_cost if stop > 0.0 else 0.0
-        allowed, code = limit_contracts(self._limits, contracts, risk, *self._money, 0)
-        return float(allowed), int(code)
 
 
 def _decision(reason: Reason, verdict: Verdict, votes: Votes, proposal: RiskProposal) -> Decision:

@@ -50,6 +50,19 @@ class Proposer:
             choices[:, :, side] = logits.argmax(-1).T
         return learned_proposals(choices, atr, lvn, self._tick, self._brackets)
 
+    def propose_sides(self, strategic: Float32Array, tactical: Float32Array, regime: Float32Array, atr: FloatArray,
+                      lvn: FloatArray, direction: AnyArray) -> Float32Array:
+        """`propose` where every row has a direction of its own, (B,) of -1 and +1: one call for all."""
+        if not self._learned:
+            return self.propose(strategic, tactical, regime, atr, lvn)
+        rows = np.arange(len(direction))
+        logits = self._backend.infer("mrms", {
+            "strategic": strategic, "tactical": tactical, "regime": regime,
+            "direction": direction[:, None].astype(np.float32)})["logits"]
+        choices = np.zeros((3, rows.size, 2), np.int64)
+        choices[:, rows, (direction > 0).astype(np.int64)] = logits.argmax(-1).T
+        return learned_proposals(choices, atr, lvn, self._tick, self._brackets)
+
 
 def fixed_proposals(atr: FloatArray, contracts: float, stop_atr: float, target_r: float) -> Float32Array:
     """The same rule on every row and side: (B,) ATR -> (B, 2, 3)."""

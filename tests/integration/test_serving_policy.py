@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.gate import GateConfig, Votes, agreed
+from agents.gate import GateConfig
 from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason
 from algospace.execution.mechanics import ACCOUNT_DTYPE
@@ -21,6 +21,7 @@ from envs.vector_risk import proposal_table
 from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.decider import Decider, account_record
+from serving.desk import Desk
 from serving.policy import BundlePolicy
 from tests.serving_market import FIRST_DECISION, accounts, random_bundle, rows, serving_table
 
@@ -91,14 +92,15 @@ def test_rows_that_are_not_decision_points_have_no_opportunity(bundle: Bundle, t
 
 
 def test_observation_and_proposal_are_the_environments(bundle: Bundle, table: MarketTable) -> None:
-    """Play the batched environment; at every step the desk of the decider must see what it sees."""
+    """Play the batched environment; at every step the decider's desk, of one row or of four, must see what it
+    sees."""
     env_config = bundle.manifest.env.model_copy(update={"episode_bars": 100})
     rng = np.random.default_rng(0)
     stop = np.repeat(table.atr[:, None] * 1.5, 2, 1)
     proposals = np.stack([rng.integers(1, 6, stop.shape), stop, 2 * stop], 2).astype(np.float32)
     env = VectorCoreEnv(table, instrument("SYNTH"), env_config, proposals, FIRST_DECISION, len(table), 4, 5,
                         bundle.manifest.risk_unit, mirror=False)
-    desk = Decider(bundle, make_backend("onnx", bundle))._desk
+    desk, alone = Desk(bundle, 4), Desk(bundle, 1)
     policy = BundlePolicy(bundle, table)
     observed = np.empty((4, 8), np.float32)
     rewards, discounts = np.empty(4, np.float32), np.empty(4, np.float32)
@@ -106,21 +108,22 @@ def test_observation_and_proposal_are_the_environments(bundle: Bundle, table: Ma
         env.observe(observed)
         votes = rng.integers(0, 3, (4, 3)).astype(np.int8)
         env.vote(votes)
-        for e in np.flatnonzero(env.alive):
-            row = int(env.rows[e])
-            seen = desk.observe(policy.market_state(row), env.accounts[e])
-            np.testing.assert_array_equal(seen[0], observed[e])
-            offered = proposals[row:row + 1]
-            asked, allowed, encoded, _ = desk.vote(_votes(votes[e]), lambda _, p=offered: p, bool(env.voting[e]))
-            assert asked == env.asked[e]
-            np.testing.assert_array_equal(allowed[0] > 0.5, env.action_mask[e])
-            np.testing.assert_array_equal(encoded[0], env.proposal[e])
+        states = [policy.market_state(int(row)) for row in env.rows]
+        close, atr = (np.array([getattr(state, name) for state in states]) for name in ("close", "atr"))
+        seen = desk.observe(close, atr, np.array([state.clock for state in states]), env.accounts)
+        offers = desk.vote(votes, proposals[env.rows], env.voting)
+        living = env.alive
+        np.testing.assert_array_equal(seen[living], observed[living])
+        np.testing.assert_array_equal(offers.asked[living], env.asked[living])
+        np.testing.assert_array_equal(offers.allowed[living], env.action_mask[living])
+        np.testing.assert_array_equal(offers.encoded[living], env.proposal[living])
+        for e in np.flatnonzero(living):
+            one = alone.observe(close[e], atr[e], states[e].clock, env.accounts[e])
+            np.testing.assert_array_equal(one[0], observed[e])
+            offer = alone.vote(votes[e:e + 1], proposals[env.rows[e:e + 1]], bool(env.voting[e]))
+            np.testing.assert_array_equal(offer.encoded[0], env.proposal[e])
+            np.testing.assert_array_equal(offer.orders[0], offers.orders[e])
         env.execute(rng.integers(0, 3, 4).astype(np.int8), rewards, discounts)
-
-
-def _votes(chosen: np.ndarray) -> Votes:
-    votes = chosen.astype(np.int64)
-    return Votes(np.zeros((1, 3, 3)), np.zeros((3, 3)), votes, agreed(*votes), np.zeros(3, bool))
 
 
 def test_hard_limits_bind_a_team_trained_on_unit_mechanics(tmp_path: Path, table: MarketTable) -> None:
