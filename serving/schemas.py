@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -54,15 +54,14 @@ class AccountIn(_Strict):
         return self
 
 
-class DecideRequest(_Strict):
-    """One decision. Matrices are normalised as the bundle's schema says (`schema_hash`), oldest row first.
+class DecideRow(_Strict):
+    """One decision. Matrices are normalised as the bundle's schema says, oldest row first.
 
     `regime` is the regime vector, `regime_window` the matrix it is computed from; exactly one is given.
     `synergy` is (type/4, direction, bars/10). `seed` chooses the dropout masks: the same request gives the same
     answer.
     """
 
-    schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
     strategic: Matrix
     tactical: Matrix
     regime: Row | None = None
@@ -74,10 +73,45 @@ class DecideRequest(_Strict):
     trace_id: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]{1,64}$")
 
     @model_validator(mode="after")
-    def _one_regime(self) -> DecideRequest:
+    def _one_regime(self) -> Self:
         if (self.regime is None) == (self.regime_window is None):
             raise ValueError("give either regime or regime_window")
         return self
+
+
+class DecideRequest(DecideRow):
+    """A row on its own. `schema_hash` names the schema that the matrices were normalised with."""
+
+    schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class BatchRequest(_Strict):
+    """Many rows for one model. A row that is not well formed gets errors of its own and costs the others
+    nothing."""
+
+    schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
+    rows: Annotated[list[DecideRow], Field(min_length=1)]
+
+
+class BatchEnvelope(_Strict):
+    """A BatchRequest whose rows have not been looked at yet."""
+
+    schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
+    rows: Annotated[list[Any], Field(min_length=1)]
+
+
+class Fault(BaseModel):
+    """Where a request is wrong, and how."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Problem(BaseModel):
+    """Every answer that is not a success: one line, or a fault per field."""
+
+    detail: str | list[Fault]
 
 
 class ProposalOut(BaseModel):
@@ -113,6 +147,30 @@ class DecideResponse(BaseModel):
             proposal=ProposalOut.model_construct(contracts=p.contracts, stop_distance=p.stop_distance,
                                                  target_distance=p.target_distance, limit=p.limit),
             uncertainty=decision.uncertainty, model=model, trace_id=trace_id, latency_ms=latency_ms)
+
+
+class RowAnswer(BaseModel):
+    """A row of a batch: its decision, or its errors."""
+
+    verdict: VerdictName | None = None
+    reason: str | None = None
+    direction: int | None = None
+    confidence: float | None = None
+    votes: dict[str, tuple[float, float, float]] | None = None
+    proposal: ProposalOut | None = None
+    uncertainty: dict[str, float] | None = None
+    trace_id: str | None = None
+    errors: list[Fault] | None = None
+
+
+class BatchResponse(BaseModel):
+    """Rows in the order of the request; `decided` of them hold a decision."""
+
+    rows: list[RowAnswer]
+    decided: int
+    model: str
+    trace_id: str
+    latency_ms: float
 
 
 def level(price: float | None) -> float:

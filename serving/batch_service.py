@@ -1,0 +1,160 @@
+"""POST /v1/decide/batch behind its route: a body of rows to a body of answers, pass by pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from algospace.execution.decision import Decision
+from algospace.types import AnyArray
+from serving import batch_arrow
+from serving.batch import BatchDecisions, BatchInputs
+from serving.calls import Call
+from serving.decider import DecisionInputs, MarketState
+from serving.limits import LimitsSettings
+from serving.models import Model
+from serving.reading import FieldError, faults, require_schema, row_inputs
+from serving.schemas import BatchEnvelope, DecideRow
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class RowsRead:
+    """A batch as the model takes it: `inputs` of the rows `kept` (None: no row is sound), by row what is wrong,
+    and the rows' own trace ids."""
+
+    inputs: BatchInputs | None
+    kept: AnyArray
+    errors: list[Any]
+    traces: list[str | None]
+
+
+def read_json(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
+    """ValidationError or FieldError if the batch as a whole is wrong; a row's faults are its own."""
+    try:
+        values = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise FieldError("", "json_invalid", f"Invalid JSON: {str(error)[:200]}") from None
+    envelope = BatchEnvelope.model_validate(values)
+    require_schema(model, envelope.schema_hash)
+    if len(envelope.rows) > limits.batch_rows:
+        raise FieldError("rows", "too_long", f"a batch holds at most {limits.batch_rows} rows, this one "
+                         f"{len(envelope.rows)}")
+    sound: list[DecisionInputs] = []
+    kept, errors, traces = [], [], []
+    for number, value in enumerate(envelope.rows):
+        fault, trace = None, None
+        try:
+            row = DecideRow.model_validate(value)
+            trace = row.trace_id
+            sound.append(row_inputs(model, row))
+            kept.append(number)
+        except ValidationError as error:
+            fault = faults(error)
+        except FieldError as error:
+            fault = [error.fault]
+        errors.append(fault)
+        traces.append(trace)
+    inputs = None
+    if sound:
+        regime = np.stack([model.decider.regime_vector(row.regime) for row in sound])
+        inputs = BatchInputs.of(sound, regime)
+    return RowsRead(inputs, np.array(kept, np.int64), errors, traces)
+
+
+def read_arrow(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
+    """FieldError if the batch as a whole is wrong."""
+    try:
+        table = batch_arrow.decode(body, limits.batch_rows)
+        require_schema(model, (table.schema.metadata or {}).get(b"schema_hash", b"").decode("latin-1")[:80])
+        inputs, errors = batch_arrow.inputs_of(table, model.bundle)
+    except batch_arrow.ArrowFault as fault:
+        raise FieldError("", "arrow", str(fault)) from None
+    kept = np.array([row for row, error in enumerate(errors) if error is None], np.int64)
+    traces: list[str | None] = [None] * len(errors)
+    if not kept.size:
+        return RowsRead(None, kept, errors, traces)
+    if kept.size < len(errors):
+        inputs = part_of(inputs, kept)
+    if inputs.regime.ndim == 3:
+        inputs = with_regime(inputs, model.decider.regime_vectors(inputs.regime))
+    return RowsRead(inputs, kept, errors, traces)
+
+
+def part_of(inputs: BatchInputs, rows: AnyArray | slice) -> BatchInputs:
+    """Some rows of a batch."""
+    return BatchInputs(**{name: value[rows] for name, value in vars(inputs).items()})
+
+
+def with_regime(inputs: BatchInputs, regime: AnyArray) -> BatchInputs:
+    """The batch with regime vectors (N, R)."""
+    return BatchInputs(**(vars(inputs) | {"regime": regime}))
+
+
+async def decide_passes(model: Model, inputs: BatchInputs, pass_rows: int, call: Call) -> BatchDecisions:
+    """Decide in passes of at most `pass_rows`; between them others get their turn, and the deadline
+    is looked at."""
+    parts = []
+    for first in range(0, len(inputs), pass_rows):
+        if first:
+            await asyncio.sleep(0)
+        call.check("the batch was given up")
+        whole = len(inputs) <= pass_rows
+        parts.append(model.decider.decide_batch(
+            inputs if whole else part_of(inputs, slice(first, first + pass_rows))))
+    if len(parts) == 1:
+        return parts[0]
+    return BatchDecisions(**{name: np.concatenate([getattr(part, name) for part in parts])
+                             for name in vars(parts[0])})
+
+
+Tell = Callable[[DecisionInputs, Decision, str], None]
+
+
+def tell_rows(read: RowsRead, decided: BatchDecisions, trace_id: str, tell: Tell) -> None:
+    """Tell the stream and the shadow of every row, as if it had come alone."""
+    inputs = read.inputs
+    assert inputs is not None
+    for at, row in enumerate(read.kept.tolist()):
+        sin, cos = inputs.clock[at].tolist()
+        distance, strength = inputs.lvn[at].tolist()
+        market = MarketState(float(inputs.close[at]), float(inputs.atr[at]), (sin, cos), inputs.synergy[at],
+                             (distance, strength))
+        one = DecisionInputs(inputs.strategic[at], inputs.tactical[at], inputs.regime[at], market,
+                             inputs.accounts[at], int(inputs.seeds[at]))
+        tell(one, decided.decision(at), read.traces[row] or f"{trace_id}-{row}")
+
+
+def write_json(read: RowsRead, decided: BatchDecisions | None, model_id: str, call: Call) -> bytes:
+    """A BatchResponse."""
+    answers: list[dict[str, Any]] = [{"errors": fault} for fault in read.errors]
+    if decided is not None:
+        for at, row in enumerate(read.kept.tolist()):
+            d = decided.decision(at)
+            p = d.proposal
+            answers[row] = {
+                "verdict": d.verdict, "reason": d.reason.value, "direction": d.direction,
+                "confidence": d.confidence, "votes": d.votes,
+                "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
+                             "target_distance": p.target_distance, "limit": p.limit},
+                "uncertainty": d.uncertainty}
+    for answer, trace in zip(answers, read.traces, strict=True):
+        if trace is not None:
+            answer["trace_id"] = trace
+    return json.dumps({"rows": answers, "decided": len(read.kept), "model": model_id, "trace_id": call.trace_id,
+                       "latency_ms": call.age_ms()}, allow_nan=False, separators=(",", ":")).encode()
+
+
+def write_arrow(read: RowsRead, decided: BatchDecisions | None, model_id: str, call: Call) -> bytes:
+    """A stream of batch_arrow.ANSWER."""
+    metadata = {"model": model_id, "trace_id": call.trace_id, "latency_ms": f"{call.age_ms():.3f}",
+                "decided": str(len(read.kept))}
+    return batch_arrow.encode(batch_arrow.answer_table(decided, read.kept, read.errors, metadata))
