@@ -18,6 +18,8 @@ OPEN_PATHS = frozenset({"/v1/health", "/v1/ready"})
 
 PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
     ("POST", "/v1/decide"): frozenset({"trader", "admin"}),
+    ("POST", "/v1/decide/bars"): frozenset({"trader", "admin"}),
+    ("GET", "/v1/state"): _ALL,
     ("WS", "/v1/stream"): _ALL,
     ("GET", "/v1/model"): _ALL,
     ("POST", "/v1/model"): frozenset({"admin"}),

@@ -18,6 +18,7 @@ from algospace.types import Float32Array
 from serving.backends import BackendName
 from serving.bundle import Bundle
 from serving.decider import DecisionInputs, MarketState, account_record
+from serving.feature_state import FeatureSettings
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.models import Model
 from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, level
@@ -34,6 +35,7 @@ class AppSettings(FrozenConfig):
     max_body_bytes: int = Field(default=262_144, ge=1024)
     stream: StreamSettings = StreamSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
+    features: FeatureSettings = FeatureSettings()
 
 
 class Service:

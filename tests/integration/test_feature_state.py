@@ -1,0 +1,183 @@
+"""Decisions from raw bars: features are the backtest's, to the bit, however the bars came, and after a loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from agents.core import CoreConfig, CoreNet
+from agents.gate import GateConfig
+from agents.regime import RegimeConfig, RegimeNet
+from algospace.features import FeatureConfig, build
+from algospace.features.market_table import MarketTable
+from algospace.features.matrices import MatrixConfig, Normaliser, assemble
+from algospace.instruments import INSTRUMENTS
+from algospace.marketdata.catalog import Catalog
+from algospace.marketdata.synthetic import generate, scenario_named
+from algospace.types import Bars
+from envs.config import CoreEnvConfig, RiskEnvConfig
+from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
+from serving.decider import account_record
+from serving.feature_state import FeatureSettings, FeatureState, FeatureStates, UnknownState, row_inputs
+from serving.policy import BundlePolicy
+from serving.routes import state as routes
+from serving.service import AppSettings, Service
+
+BARS, HELD = 4000, 3940
+INSTRUMENT = INSTRUMENTS["SYNTH"]
+ACCOUNT = {"position": 0.0, "equity": 100_000.0, "day_start": 100_000.0}
+
+
+@pytest.fixture(scope="module")
+def bars() -> Bars:
+    return generate(scenario_named("easy"), 701, BARS).bars
+
+
+@pytest.fixture(scope="module")
+def catalog(bars: Bars, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog")
+    Catalog(folder).write("SYNTH", bars.slice(0, HELD))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(bars: Bars, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    table = build(bars, INSTRUMENT, FeatureConfig())
+    schema = Normaliser.fit(table, MatrixConfig(), int(table.ts_close[-1]))
+    torch.manual_seed(1)
+    core = CoreNet(network_shapes(schema, 8), CoreConfig(embedder="tcn"))
+    regime = RegimeNet(RegimeConfig(size="tiny", latent=8))
+    spec = BundleSpec(instrument="SYNTH", mask_key=7, gate=GateConfig(confidence_threshold=0.25), calibration=None,
+                      env=CoreEnvConfig(), risk_env=RiskEnvConfig(), risk_unit=2500.0, config_hash="c" * 64,
+                      data_hash="d" * 64, git_commit="0" * 40)
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "bundle", spec, schema, core, None, regime)
+
+
+@pytest.fixture(scope="module")
+def market(bars: Bars, bundle: Bundle) -> MarketTable:
+    return assemble(build(bars, INSTRUMENT, FeatureConfig()), bundle.schema, INSTRUMENT)
+
+
+def states(bundle: Bundle, catalog: Path, **settings: Any) -> FeatureStates:
+    return FeatureStates(bundle, FeatureSettings(catalog=catalog, **settings))
+
+
+def assert_same_inputs(found: Any, policy: BundlePolicy, row: int) -> None:
+    account = account_record(**ACCOUNT)
+    expected, table = policy.inputs(row, account), policy.table
+    np.testing.assert_array_equal(found.strategic, expected.strategic)
+    np.testing.assert_array_equal(found.tactical, expected.tactical)
+    np.testing.assert_array_equal(found.market.synergy, expected.market.synergy)
+    np.testing.assert_array_equal([found.market.close, found.market.atr, *found.market.clock, *found.market.lvn],
+                                  [expected.market.close, expected.market.atr, *expected.market.clock,
+                                   *expected.market.lvn])
+    slow = int(table.row_30m[row])
+    np.testing.assert_array_equal(found.regime, table.regime[slow - table.schema.regime.window + 1:slow + 1])
+
+
+def test_features_are_the_backtests_however_the_bars_come(bars: Bars, bundle: Bundle, catalog: Path,
+                                                          market: MarketTable) -> None:
+    policy = BundlePolicy(bundle, market)
+    held = states(bundle, catalog)
+    at_once = held.advance(held.base(), bars.slice(HELD, BARS))
+    one_by_one, checked = held.base(), 0
+    for n in range(HELD, BARS):
+        one_by_one = held.advance(one_by_one, bars.slice(n, n + 1))
+        seen = held.market(one_by_one)
+        row = int(np.searchsorted(market.ts_close, seen.ts_close[-1]))
+        assert market.ts_close[row] == seen.ts_close[-1]
+        assert bool(seen.decision[-1]) == bool(market.decision[row])
+        if seen.decision[-1] and n % 5 == 0:
+            assert_same_inputs(row_inputs(seen, len(seen) - 1, account_record(**ACCOUNT), policy.seed_of(row)),
+                               policy, row)
+            checked += 1
+    assert checked > 0
+    assert one_by_one.id == at_once.id
+    assert one_by_one.through_ns == int(bars.ts_open[-1]) + bars.width_ns
+
+
+def assert_same_state(found: FeatureState, expected: FeatureState) -> None:
+    """The same id, and the same feature rows to the bit."""
+    assert (found.id, found.tail.slow_first) == (expected.id, expected.tail.slow_first)
+    a, b = found.tail.table, expected.tail.table
+    np.testing.assert_array_equal(a.ts_close, b.ts_close)
+    np.testing.assert_array_equal(a.row_30m, b.row_30m)
+    for ours, theirs in ((a.base, b.base), (a.slow, b.slow)):
+        assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
+
+
+def test_a_lost_state_is_built_anew_to_the_bit(bars: Bars, bundle: Bundle, catalog: Path, tmp_path: Path) -> None:
+    first, second = states(bundle, catalog), states(bundle, catalog)
+    base = first.base()
+    assert_same_state(second.get(base.id), base)
+    assert second.get(base.id).snapshot == base.snapshot
+    further = first.advance(base, bars.slice(HELD, HELD + 30))
+    with pytest.raises(UnknownState):
+        second.get(further.id)
+    assert second.advance(second.base(), bars.slice(HELD, HELD + 30)).id == further.id
+    Catalog(tmp_path).write("SYNTH", bars)  # the catalog has grown meanwhile
+    third = states(bundle, tmp_path)
+    rebuilt = third.get(further.id)
+    assert_same_state(rebuilt, further)
+    rest = bars.slice(HELD + 30, BARS)
+    assert_same_state(third.advance(rebuilt, rest), first.advance(further, rest))  # and all that follows
+    assert third.get(base.id).id == base.id
+    for wrong in ("x", "1-x", f"{base.through_ns}-{'0' * 32}", f"{'9' * 50}-0"):
+        with pytest.raises(UnknownState):
+            third.get(wrong)
+
+
+def test_few_states_are_kept(bars: Bars, bundle: Bundle, catalog: Path) -> None:
+    held = states(bundle, catalog, states=2)
+    base = held.base()
+    for n in range(4):
+        held.advance(base, bars.slice(HELD, HELD + 1 + n))
+    assert len(held._known) == 2
+    assert held.get(base.id).id == base.id
+
+
+def bar(bars: Bars, n: int) -> dict[str, Any]:
+    return {"ts_open": int(bars.ts_open[n]), **{name: float(getattr(bars, name)[n])
+                                                for name in ("open", "high", "low", "close", "volume")}}
+
+
+def test_the_route(bars: Bars, bundle: Bundle, catalog: Path, market: MarketTable) -> None:
+    service = Service(bundle, AppSettings(features=FeatureSettings(catalog=catalog, bars=100)))
+    app = FastAPI()
+    routes.add_routes(app, service)
+    client = TestClient(app)
+    given = [bar(bars, n) for n in range(HELD, BARS)]
+    lacking = client.post("/v1/decide/bars", json={"bars": given, "account": ACCOUNT})
+    assert lacking.status_code == 422
+    assert "GET /v1/state" in lacking.json()["detail"][0]["msg"]
+    base = client.get("/v1/state").json()
+    body = {"state_id": base["state_id"], "bars": given, "account": ACCOUNT, "seed": 5}
+    answer = client.post("/v1/decide/bars", json=body).json()
+    again = client.post("/v1/decide/bars", json=body).json()
+    assert {**again, "decision": None} == {**answer, "decision": None}
+    assert market.decision[-1]
+    policy = BundlePolicy(bundle, market)
+    inputs = policy.inputs(len(market) - 1, account_record(**ACCOUNT))
+    expected = policy.decider.decide(dataclasses.replace(inputs, seed=5))
+    assert answer["decision"]["model"] == bundle.id
+    assert answer["decision"]["reason"] == expected.reason.value
+    assert answer["decision"]["confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+    assert service.hub.log.state.decisions[-1].data["price"] == market.close[-1]
+    unknown = client.post("/v1/decide/bars", json=body | {"state_id": "1-x"})
+    assert (unknown.status_code, unknown.json()["state_id"]) == (409, base["state_id"])
+    for wrong, field in ((body | {"bars": given[:1] * 101}, "bars"), (body | {"bars": given[::-1]}, "bars"),
+                         (body | {"bars": [bar(bars, 0)]}, "bars"), (body | {"surprise": 1}, "surprise"),
+                         (body | {"bars": [given[0] | {"close": -1.0}]}, "bars")):
+        refused = client.post("/v1/decide/bars", json=wrong)
+        assert refused.status_code == 422, wrong
+        assert field in refused.json()["detail"][0]["loc"]
+    without = FastAPI()
+    routes.add_routes(without, Service(bundle, AppSettings()))
+    assert "features.catalog" in TestClient(without).get("/v1/state").json()["detail"][0]["msg"]

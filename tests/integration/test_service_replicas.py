@@ -1,0 +1,173 @@
+"""Two replicas of a service under load: a switch fails no request, a killed replica loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from websockets.sync.client import connect
+
+from serving.bundle import Bundle
+from serving.client import ask, request_of
+from serving.policy import BundlePolicy
+from tests.integration.test_serving_cluster import command
+from tests.serving_market import accounts, random_bundle, rows, serving_table
+
+TOKEN = "a-token-of-enough-length"
+MARK = "ALGOSPACE_SERVICE_UNDER_TEST"
+pytestmark = pytest.mark.slow
+
+
+class Running(NamedTuple):
+    url: str
+    bundles: list[Bundle]
+    mark: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("replicas")
+    bundles = [random_bundle(folder / str(seed), seed=seed) for seed in range(2)]
+    (folder / "serve.yaml").write_text("replicas: 2\napp:\n  lifecycle:\n    require_checks: false\n")
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    process = command("serve", "--bundle", bundles[0].directory, "--config", folder / "serve.yaml", "--json",
+                      "--seconds", "600", **{MARK: mark, "ALGOSPACE_TOKEN": TOKEN})
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        pytest.fail(f"the service did not start: {process.communicate()[1][-2000:]}")
+    yield Running(json.loads(line)["url"], bundles, mark)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+
+
+def call(running: Running, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    request = urllib.request.Request(
+        running.url + path, method=method, data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return dict(json.loads(answer.read()))
+
+
+class Load(threading.Thread):
+    """Asks one decision after the other until told to stop; a lost connection is one retry."""
+
+    def __init__(self, running: Running, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.running, self.body = running, body
+        self.models: list[str] = []
+        self.failures: list[str] = []
+        self.retried = 0
+        self.ending = threading.Event()
+
+    def run(self) -> None:
+        while not self.ending.is_set():
+            try:
+                self.models.append(ask(self.running.url, TOKEN, self.body, 60.0)["model"])
+            except urllib.error.HTTPError as error:
+                self.failures.append(f"{error.code}: {error.read()[:200]!r}")
+            except OSError:
+                self.retried += 1
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        self.ending.set()
+        self.join(90)
+
+
+@pytest.fixture(scope="module")
+def body(running: Running) -> dict[str, Any]:
+    table = serving_table()
+    row = rows(table)[0]
+    policy = BundlePolicy(running.bundles[0], table)
+    return request_of(running.bundles[0], policy.inputs(row, accounts(table, row)[1]))
+
+
+def champions(running: Running) -> dict[str, str]:
+    return dict(call(running, "GET", "/v1/model")["replicas"])
+
+
+def until_all_run(running: Running, model: str, seconds: float) -> float:
+    started = time.monotonic()
+    while (found := champions(running)).values() and (set(found.values()) != {model} or len(found) != 2):
+        assert time.monotonic() - started < seconds, f"{found} instead of {model}"
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+def test_a_switch_under_load_reaches_both_replicas_and_fails_nothing(running: Running,
+                                                                     body: dict[str, Any]) -> None:
+    first, second = (bundle.id for bundle in running.bundles)
+    until_all_run(running, first, 60)
+    load = [Load(running, body) for _ in range(2)]
+    for thread in load:
+        thread.start()
+    url = running.url.replace("http", "ws") + "/v1/stream"
+    with connect(url, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as stream:
+        seen = json.loads(stream.recv(60))
+        assert seen["type"] == "snapshot"
+        last = seen["seq"]
+        call(running, "POST", "/v1/model", {"source": str(running.bundles[1].directory)})
+        seconds = until_all_run(running, second, 60)
+        call(running, "POST", "/v1/model", {"rollback": True})
+        until_all_run(running, first, 60)
+        told = []
+        while told[-2:] != [second, first]:
+            message = json.loads(stream.recv(60))
+            if message["type"] == "delta":
+                assert message["seq"] == last + 1
+                last = message["seq"]
+                if message["topic"] == "model":
+                    told.append(message["data"]["champion"])
+    for thread in load:
+        thread.end()
+    answered = sum(len(thread.models) for thread in load)
+    print(f"both replicas on the new model after {seconds:.2f} s; {answered} answers")
+    assert [thread.failures for thread in load] == [[], []]
+    assert sum(thread.retried for thread in load) == 0
+    assert {model for thread in load for model in thread.models} == {first, second}
+
+
+def replica_processes(mark: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes()
+                    and b"ServeReplica" in (entry / "cmdline").read_bytes()):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_replica_loses_nothing(running: Running, body: dict[str, Any]) -> None:
+    """And one that is started in its place takes the alias, not the configured bundle."""
+    second = running.bundles[1].id
+    call(running, "POST", "/v1/model", {"source": str(running.bundles[1].directory)})
+    until_all_run(running, second, 60)
+    stream = call(running, "GET", "/v1/signals?limit=1")
+    assert stream["decisions"]
+    before = replica_processes(running.mark)
+    assert len(before) == 2
+    load = Load(running, body)
+    load.start()
+    os.kill(before[0], signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while len(replica_processes(running.mark)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    until_all_run(running, second, 120)
+    load.end()
+    print(f"{len(load.models)} answers, {load.retried} retried while a replica was killed")
+    assert load.failures == []
+    assert set(load.models) == {second}
+    assert load.retried <= 1
