@@ -280,13 +280,13 @@ class Lifecycle:
 
 def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
                   latency_ms: float) -> dict[str, Any]:
-    """A decision as the stream tells it; `regime` is null where a window was given instead of the vector."""
-    p, regime = decision.proposal, inputs.regime
+    """A decision as the stream tells it."""
+    p, regime = decision.proposal, model.decider.regime_vector(inputs.regime)  # a window's vector is remembered
     return {"trace_id": trace_id, "ts_ns": time.time_ns(), "instrument": model.bundle.manifest.instrument,
             "price": inputs.market.close, "verdict": decision.verdict, "reason": decision.reason.value,
             "direction": decision.direction, "confidence": decision.confidence, "votes": decision.votes,
             "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
                          "target_distance": p.target_distance, "limit": p.limit},
-            "uncertainty": decision.uncertainty, "regime": regime.tolist() if regime.ndim == 1 else None,
+            "uncertainty": decision.uncertainty, "regime": regime.tolist(),
             "model": model.id, "latency_ms": latency_ms}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import time
@@ -192,13 +193,17 @@ def test_publishing_is_cheap_and_behind_the_answer(tmp_path: Path) -> None:
     table = serving_table()
     policy = BundlePolicy(service.champion.bundle, table)
     row = rows(table)[0]
-    inputs = policy.inputs(row, accounts(table, row)[1])
+    last = int(table.row_30m[row]) + 1
+    window = table.regime[last - table.schema.regime.window:last]  # the dearer form of a request
+    vector = policy.inputs(row, accounts(table, row)[1]).regime.tolist()
+    inputs = dataclasses.replace(policy.inputs(row, accounts(table, row)[1]), regime=window)
     status, answer = service.answer(request_of(service.champion.bundle, inputs, "t-1"))
     assert status == 200
     (told,) = [e for e in service.hub.log.after(0, 99) if e.topic == "decision"]
     shared = set(answer) - {"proposal", "votes"}
     assert {name: told.data[name] for name in shared} == {name: answer[name] for name in shared}
     assert told.data["price"] == inputs.market.close
+    assert told.data["regime"] == pytest.approx(vector, abs=1e-5)
     assert json.loads(told.text)["data"]["votes"] == answer["votes"]
 
     async def play() -> float:

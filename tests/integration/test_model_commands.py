@@ -1,0 +1,98 @@
+"""`algospace model ...` against a service's routes: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from algospace import cli
+from serving import model_commands
+from serving.lifecycle import LifecycleSettings
+from serving.routes import model as routes
+from serving.service import AppSettings, Service
+from tests.serving_market import random_bundle
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    settings = AppSettings(lifecycle=LifecycleSettings(require_checks=False))
+    return Service(random_bundle(tmp_path / "first"), settings)
+
+
+@pytest.fixture
+def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command whose requests go to the service's routes instead of a socket."""
+    app = FastAPI()
+    routes.add_routes(app, service)
+    client = TestClient(app)
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
+        assert request.get_header("Authorization") == "Bearer a-token-of-enough-length"
+        answer = client.request(request.method or "GET", request.full_url.removeprefix("http://service"),
+                                content=request.data, headers={"Content-Type": "application/json"})
+        if answer.status_code >= 400:
+            raise urllib.error.HTTPError(request.full_url, answer.status_code, "no", Message(),
+                                         io.BytesIO(answer.content))
+        return io.BytesIO(answer.content)
+
+    commands = typer.Typer(pretty_exceptions_enable=False)
+    model_commands.register(commands)
+    commands.command("other")(lambda: None)
+    monkeypatch.setattr(cli, "build_app", lambda: commands)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["algospace", "model", *map(str, words), "--url", "http://service"])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_shadow_promote_and_rollback(call: Call, service: Service, tmp_path: Path) -> None:
+    second = random_bundle(tmp_path / "second", seed=1)
+    first_id = service.champion.id
+    code, out, _ = call("shadow", second.directory)
+    assert (code, second.id[:12] in out) == (0, True)
+    code, out, _ = call("status")
+    assert code == 0
+    assert f"champion  {first_id[:12]}" in out
+    assert f"shadow    {second.id[:12]}  0 compared, 0 dropped" in out
+    code, out, _ = call("promote", "shadow")
+    assert (code, service.champion.id) == (0, second.id)
+    assert out.startswith("passed  fits")
+    code, out, _ = call("rollback")
+    assert (code, service.champion.id) == (0, first_id)
+    code, out, _ = call("status", "--json")
+    assert json.loads(out)["previous"] == second.id
+    service.life.close()
+
+
+def test_refusals_and_bad_input(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code, out, _ = call("rollback")
+    assert (code, "nothing has changed: there is no previous champion" in out) == (1, True)
+    code, _, err = call("promote", tmp_path / "absent")
+    assert (code, "not a bundle directory" in err) == (2, True)
+    monkeypatch.delenv("ALGOSPACE_TOKEN")
+    code, _, err = call("status")
+    assert (code, "set ALGOSPACE_TOKEN" in err) == (2, True)
