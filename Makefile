@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test lint evaluate bench clean
+.PHONY: setup run test lint evaluate bench page clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,11 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks
 
+# the trading page: Node.js and npm, versions as locked
+page:
+	cd serving/page/web && npm ci --ignore-scripts && npm run check && npm run build
+
 clean:
+	rm -rf serving/page/static serving/page/web/node_modules
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

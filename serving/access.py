@@ -13,7 +13,8 @@ Role = Literal["viewer", "trader", "risk", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _ALL = frozenset(ROLES)
 
-OPEN_PATHS = frozenset({"/v1/health", "/v1/ready"})
+OPEN_PATHS = frozenset({"/v1/health", "/v1/ready", "/", "/page.js", "/page.css",
+                        "/icon.svg"})
 """Answered without a token."""
 
 PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
@@ -26,6 +27,8 @@ PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
     ("GET", "/v1/shadow"): _ALL,
     ("GET", "/v1/agents"): _ALL,
     ("GET", "/v1/signals"): _ALL,
+    ("GET", "/v1/replays"): _ALL,
+    ("GET", "/v1/replay"): _ALL,
 }
 """(method or WS, path) -> roles. Every route of the application is here or open: a test enumerates them."""
 

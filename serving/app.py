@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from serving.access import Authenticator
 from serving.bundle import Bundle
 from serving.guard import Guard
-from serving.routes import model, state, stream
+from serving.routes import model, page, state, stream
 from serving.service import AppSettings, Service
 
 
@@ -38,5 +38,6 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
 
     stream.add_routes(app, service)
     model.add_routes(app, service)
+    page.add_routes(app, service)
     state.add_routes(app, service)
     return app

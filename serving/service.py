@@ -21,6 +21,7 @@ from serving.decider import DecisionInputs, MarketState, account_record
 from serving.feature_state import FeatureSettings
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.models import Model
+from serving.page.settings import PageSettings
 from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, level
 from serving.stream import StreamHub, StreamSettings
 
@@ -35,6 +36,7 @@ class AppSettings(FrozenConfig):
     max_body_bytes: int = Field(default=262_144, ge=1024)
     stream: StreamSettings = StreamSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
+    page: PageSettings = PageSettings()
     features: FeatureSettings = FeatureSettings()
 
 

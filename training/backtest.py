@@ -12,7 +12,7 @@ from algospace.analysis.report import backtest_result, curves_of, write_report
 from algospace.clock import ReplayClock
 from algospace.errors import ConfigError
 from algospace.execution.decision import Policy
-from algospace.execution.journal import MemoryJournal
+from algospace.execution.journal import Journal, MemoryJournal
 from algospace.execution.result import SessionResult
 from algospace.execution.session import Session, TableFeed
 from algospace.execution.venue import SimulatedVenue
@@ -22,6 +22,7 @@ from algospace.features.matrices import assemble
 from algospace.marketdata import read_source
 from algospace.types import AnyArray, Float32Array, FloatArray
 from serving.bundle import Bundle
+from serving.page.recording import write_recording
 from serving.policy import BundlePolicy
 from training.dataset import nanoseconds
 
@@ -34,14 +35,16 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
              gate: dict[str, Any] | None = None, unit: dict[str, Any] | None = None,
              notes: tuple[str, ...] = (), seed: int = 0,
              trial_sharpes: FloatArray | None = None, trials: int = 1) -> dict[str, Any]:
-    """Run rows [start, stop) of `table` with the bundle's team, gate and limits; write report.json and .html.
+    """Run rows [start, stop) of `table` with the bundle's team, gate and limits; write report.json and .html, and
+    what the trading page replays (`replay`).
 
     supervised: positions (stop - start,) of a classifier fitted on the training split. trial_sharpes: per bar,
     of every configuration that a sweep scored; trials: how many it tried. Returns the document.
     """
     env = bundle.manifest.env
     policy = BundlePolicy(bundle, table, seed=seed, regime_vectors=regime_vectors)
-    result = run_session(bundle, policy, table, start, stop)
+    journal = MemoryJournal()
+    result = run_session(bundle, policy, table, start, stop, journal)
     policy.threshold = 0.0
     ungated = run_session(bundle, policy, table, start, stop)
     imitated = result if len(result.trades) else ungated
@@ -56,15 +59,20 @@ def backtest(bundle: Bundle, table: MarketTable, start: int, stop: int, out: Pat
                                seed=seed, trial_sharpes=trial_sharpes, trials=trials)
     out.mkdir(parents=True, exist_ok=True)
     write_report(out, document, curves_of(result, baselines))
+    write_recording(out / "replay", result, journal, table, title=title, model=bundle.id)
     return document
 
 
-def run_session(bundle: Bundle, policy: Policy, table: MarketTable, start: int, stop: int) -> SessionResult:
-    """The full run over rows [start, stop): brackets, costs and hard limits of the bundle's environment."""
+def run_session(bundle: Bundle, policy: Policy, table: MarketTable, start: int, stop: int,
+                journal: Journal | None = None) -> SessionResult:
+    """The full run over rows [start, stop): brackets, costs and hard limits of the bundle's environment.
+
+    journal: where its records go; by default they are forgotten."""
     env = bundle.manifest.env
     venue = SimulatedVenue(bundle.instrument, env.slippage_ticks, env.commission, env.intrabar)
-    session = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits, MemoryJournal(),
-                      reverse=env.reverse, initial_equity=env.initial_equity)
+    session = Session(ReplayClock(), TableFeed(table, start, stop), venue, policy, env.limits,
+                      MemoryJournal() if journal is None else journal, reverse=env.reverse,
+                      initial_equity=env.initial_equity)
     return session.run()
 
 
