@@ -1,12 +1,14 @@
 """Inference backends: `infer(graph, inputs) -> outputs`, one protocol for all.
 
 Graphs: vote, execute, mrms, rde (serving.export), and embed and heads, which are `vote` cut in two.
-`torch` is the reference; `onnx` (ONNX Runtime, one thread) is the default on CPUs.
+`torch` is the reference; `onnx` (ONNX Runtime, one thread) is the default on CPUs; `tensorrt` and `tensorrt-rtx`
+(serving.tensorrt_backend) need an NVIDIA GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import onnxruntime as ort
@@ -18,6 +20,7 @@ from agents.risk import RiskNet
 from algospace.errors import BundleError, ConfigError
 from algospace.types import AnyArray
 from serving.bundle import Bundle, load_weights, network_shapes
+from serving.engines import Precision
 from serving.export import (
     EMBED_INPUTS,
     EXECUTE_INPUTS,
@@ -29,11 +32,10 @@ from serving.export import (
     RegimeGraph,
     RiskGraph,
     VoteGraph,
-    split_vote,
+    graph_model,
 )
 
 BackendName = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx"]
-_NOT_YET = ("tensorrt", "tensorrt-rtx")
 
 
 class Backend(Protocol):
@@ -72,13 +74,14 @@ class OnnxBackend:
 
     def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """See Backend."""
-        if graph in ("embed", "heads") and graph not in self._sessions:
-            for name, model in zip(("embed", "heads"), split_vote(self._bundle.path("vote")), strict=True):
-                self._open(name, model.SerializeToString())
-        if graph not in self._sessions:
-            raise _absent(self._bundle, graph)
-        session, outputs = self._sessions[graph]
-        return dict(zip(outputs, session.run(None, inputs), strict=True))
+        found = self._sessions.get(graph)
+        if found is None:
+            if graph not in ("embed", "heads"):
+                raise _absent(self._bundle, graph)
+            self._open(graph, graph_model(self._bundle.path("vote"), graph))
+            found = self._sessions[graph]
+        session, outputs = found
+        return dict(zip(outputs, session.run(outputs, inputs), strict=True))
 
 
 class TorchBackend:
@@ -120,14 +123,18 @@ class TorchBackend:
         return {name: value.numpy() for name, value in zip(outputs, results, strict=True)}
 
 
-def make_backend(name: str, bundle: Bundle) -> Backend:
-    """The registry of backends."""
+def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
+                 precision: Precision = "fp32") -> Backend:
+    """The registry of backends. `engines` (folder of built engines; by default the user's cache) and `precision`
+    concern TensorRT only. ConfigError or BundleError if the backend cannot run here."""
     if name == "onnx":
         return OnnxBackend(bundle)
     if name == "torch":
         return TorchBackend(bundle)
-    if name in _NOT_YET:
-        raise ConfigError(f"backend '{name}' is not built yet; use onnx or torch")
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from serving.tensorrt_backend import TensorRTBackend
+
+        return TensorRTBackend(name, bundle, engines, precision)
     raise ConfigError(f"unknown backend '{name}'; known: {', '.join(get_args(BackendName))}")
 
 

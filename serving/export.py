@@ -133,6 +133,15 @@ def split_vote(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
             extractor.extract_model(list(HEADS_INPUTS), ["logits"]))
 
 
+def graph_model(path: Path, graph: str) -> bytes:
+    """The serialised graph `graph` of the file that holds it: embed and heads are cut out of `vote.onnx`."""
+    if graph not in ("embed", "heads"):
+        return path.read_bytes()
+    embed, heads = split_vote(path)
+    model: bytes = (embed if graph == "embed" else heads).SerializeToString(deterministic=True)
+    return model
+
+
 def _export(module: nn.Module, example: tuple[torch.Tensor, ...], inputs: Sequence[str],
             outputs: Sequence[str], path: Path) -> None:
     """Trace `module` with dynamic batch (and samples), check the graph, write one self-contained file."""

@@ -9,6 +9,7 @@ from algospace.errors import AlgoSpaceError, ConfigError
 from serving.backends import Backend, BackendName, make_backend
 from serving.bundle import Bundle
 from serving.decider import Decider, DecisionInputs, MarketState, account_record
+from serving.engines import fallback_code
 
 _LOG = structlog.get_logger("serving")
 _WARM_UP = 3
@@ -17,7 +18,7 @@ _WARM_UP = 3
 class Model:
     """One bundle, warmed up on the first of `backends` that this machine can run.
 
-    `fallbacks`: one line per backend that it could not. ConfigError if none works.
+    `fallbacks`: `name: code` per backend that it could not. ConfigError if none works.
     """
 
     def __init__(self, bundle: Bundle, backends: tuple[BackendName, ...]) -> None:
@@ -43,12 +44,14 @@ class Model:
 
 
 def choose_backend(bundle: Bundle, backends: tuple[BackendName, ...]) -> tuple[Backend, list[str]]:
-    """(the first backend that works here, one line per backend that did not)."""
+    """(the first backend that works here, `name: code` per backend that did not; the log has the whole reason)."""
     failures: list[str] = []
+    reasons: list[str] = []
     for name in backends:
         try:
             return make_backend(name, bundle), failures
         except AlgoSpaceError as error:
-            failures.append(f"{name}: {error}")
+            failures.append(f"{name}: {fallback_code(error)}")
+            reasons.append(f"{name}: {error}")
             _LOG.warning("backend_fallback", backend=name, error=str(error))
-    raise ConfigError(f"no configured backend works: {'; '.join(failures)}")
+    raise ConfigError(f"no configured backend works: {'; '.join(reasons)}")

@@ -10,9 +10,19 @@ import torch
 
 from agents.embedders import EmbedderKind
 from algospace.errors import ConfigError
+from algospace.execution.decision import Reason
 from serving.backends import make_backend
 from serving.bundle import Bundle
-from tests.serving_market import REGIME_SIZE, full_schema, random_bundle, random_networks
+from serving.policy import BundlePolicy
+from tests.serving_market import (
+    REGIME_SIZE,
+    accounts,
+    full_schema,
+    random_bundle,
+    random_networks,
+    rows,
+    serving_table,
+)
 
 BACKENDS = ("torch", "onnx")
 KINDS: tuple[EmbedderKind, ...] = ("tcn", "lstm", "transformer")
@@ -105,10 +115,48 @@ def test_masks_vary_the_answer(case: tuple[EmbedderKind, Bundle], backend: str) 
 
 def test_unknown_backends_and_graphs_are_refused(tmp_path: Path) -> None:
     bundle = random_bundle(tmp_path / "bundle", experts=False)
-    with pytest.raises(ConfigError, match="not built yet"):
-        make_backend("tensorrt", bundle)
     with pytest.raises(ConfigError, match="unknown backend 'tpu'"):
         make_backend("tpu", bundle)
     for name in BACKENDS:
         with pytest.raises(ConfigError, match="no graph 'mrms'"):
             make_backend(name, bundle).infer("mrms", {})
+
+
+def test_verdicts_agree_across_backends(tmp_path: Path) -> None:
+    """Same inputs and masks: the same verdict unless the confidence is within 1e-4 of the threshold."""
+    bundle, table = random_bundle(tmp_path / "bundle", seed=3), serving_table()
+    policies = [BundlePolicy(bundle, table, make_backend(name, bundle)) for name in BACKENDS]
+    passed = 0
+    for row in rows(table, 60):
+        for account in accounts(table, row):
+            first, second = (policy.decide(row, account) for policy in policies)
+            assert first.confidence == pytest.approx(second.confidence, abs=1e-5)
+            if abs(first.confidence - bundle.gate().threshold) > 1e-4:
+                assert first.reason == second.reason
+                assert first.direction == second.direction
+            passed += first.reason is Reason.EXECUTE
+    assert passed > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("batch", [1, 5, 1024, 1500])
+def test_engines_equal_torch(backend: str, batch: int, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    bundle = random_bundle(tmp_path / "bundle", seed=3)
+    try:
+        engine = make_backend(backend, bundle, tmp_path / "engines")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    given, reference = inputs(batch, bundle.manifest.gate.iterations), make_backend("torch", bundle)
+    for graph, chosen in (("embed", pick(given, "strategic", "tactical")), ("rde", pick(given, "window")),
+                          ("vote", pick(given, *VOTE, masks=slice(0, 3))),
+                          ("mrms", pick(given, "strategic", "tactical", "regime", "direction")),
+                          ("execute", pick(given, *EXECUTE, masks=slice(3, 4)))):
+        for _ in range(2):  # captured, then replayed
+            found = engine.infer(graph, chosen)
+            for name, value in reference.infer(graph, chosen).items():
+                _close(found[name], torch.from_numpy(value))
+    logits = engine.infer("vote", pick(given, *VOTE, masks=slice(0, 3)))["logits"]
+    assert logits.var(axis=1).max() > 1e-6

@@ -88,25 +88,40 @@ def backtest(
 
 
 def export(
-    out: Annotated[Path, typer.Option("--out", help="folder of the new bundle")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder of the new bundle")] = None,
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="a run's folder")] = None,
     run: Annotated[str | None, typer.Option("--run", help="an MLflow run id of a run below ./runs")] = None,
-    backend: Annotated[str, typer.Option("--backend", help="graphs to write")] = "onnx",
+    backend: Annotated[str, typer.Option("--backend", help="onnx; tensorrt[-rtx]: engines too")] = "onnx",
+    bundle_dir: Annotated[Path | None, typer.Option("--bundle", help="build engines of this bundle")] = None,
+    capability: Annotated[str | None, typer.Option("--compute-capability", help="e.g. 8.9,12.0; by default the "
+                                                                                "GPU's")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="of the engines: fp32 or fp16")] = "fp32",
+    engines: Annotated[Path | None, typer.Option("--engines", help="folder of built engines; default: the user's "
+                                                                   "cache")] = None,
 ) -> None:
-    """Write a calibrated bundle from a finished run.
+    """Write a calibrated bundle from a finished run, or build a bundle's engines.
 
     Example: algospace export --checkpoint runs/quickstart --out bundle
+    Example: algospace export --bundle bundle --backend tensorrt-rtx --compute-capability 8.9,12.0
     """
     from algospace.config import load_config
+    from serving.bundle import load_bundle
+    from serving.engine_commands import export_engines, wanted_builds
     from training.bundling import build_bundle
     from training.config import RunConfig
     from training.dataset import open_dataset
     from training.pipeline import stale_phase
 
+    if bundle_dir is not None:
+        if (out, checkpoint, run) != (None, None, None) or backend == "onnx":
+            raise ConfigError("--bundle builds engines of a bundle that is there: give --backend tensorrt-rtx or "
+                              "tensorrt, and none of --out, --checkpoint and --run")
+        export_engines(load_bundle(bundle_dir), backend, capability, precision, engines)
+        return
+    if out is None or (checkpoint is None) == (run is None):
+        raise ConfigError("give --out and exactly one of --checkpoint and --run")
     if backend != "onnx":
-        raise ConfigError(f"--backend '{backend}': only 'onnx' can be exported so far (README, \"Not yet\")")
-    if (checkpoint is None) == (run is None):
-        raise ConfigError("give exactly one of --checkpoint and --run")
+        wanted_builds(backend, capability, precision)  # refused now, not after minutes of calibration
     folder = checkpoint if checkpoint is not None else _find_run(str(run))
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: not a run's folder (no config.yaml); give the folder of a finished run")
@@ -119,6 +134,8 @@ def export(
     bundle, gate = build_bundle(config, folder, dataset, out)
     typer.echo(f"bundle {bundle.id[:12]} in {out}: threshold {gate['threshold']:.3f}, "
                f"promise {'kept' if gate['promise_kept'] else 'not kept: nothing passes'}")
+    if backend != "onnx":
+        export_engines(bundle, backend, capability, precision, engines)
 
 
 def _find_run(run_id: str) -> Path:
