@@ -1,0 +1,135 @@
+"""The OpenAPI 3.1 description: what the hand-read bodies are, examples, tokens and the one form of faults."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from serving.access import PERMISSIONS, is_open
+from serving.batch_arrow import ANSWER, MEDIA_TYPE, batch_schema
+from serving.bundle import Bundle
+from serving.schemas import BatchRequest, BatchResponse, DecideRequest, DecideResponse, Problem
+
+_VERSION = "1"
+_REFERENCE = "#/components/schemas/{model}"
+_MODEL = "3f" * 32
+_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+_FAULTS = {"400": "A header is malformed", "401": "No token, or one that is not valid",
+           "403": "The role may not use this route", "405": "Another method is meant",
+           "408": "The body came too slowly",
+           "409": "Another schema, or an Idempotency-Key with another body", "413": "The body is too long",
+           "415": "Another content type is meant", "422": "The request is wrong; `detail` says where",
+           "429": "Too many requests; Retry-After says when to come back",
+           "431": "The headers are too long", "500": "A fault of the service",
+           "503": "Busy, or the deadline has passed: no decision is given; Retry-After says when to come back"}
+_HEADERS = [
+    ("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]*$"},
+     "The same key and body get the same answer, also after a switch of models; another body gets 409.",
+     "order-17"),
+    ("x-deadline-ms", {"type": "number", "exclusiveMinimum": 0},
+     "Milliseconds that the answer is worth something; at most the service's own deadline.", 50),
+    ("x-request-start", {"type": "number"},
+     "When the request was sent, milliseconds since 1970 by a synchronised clock: the deadline counts from then.",
+     1790000000000),
+    ("traceparent", {"type": "string"}, "W3C trace context; answers carry it back.",
+     f"00-{_TRACE}-00f067aa0ba902b7-01")]
+
+
+def decide_described(bundle: Bundle, batch: bool) -> dict[str, Any]:
+    """What FastAPI cannot know of a decision route, for `openapi_extra`."""
+    request, response = ("BatchRequest", "BatchResponse") if batch else ("DecideRequest", "DecideResponse")
+    row = example_row(bundle)
+    schema_hash = bundle.manifest.schema_hash
+    asked: dict[str, Any] = {"schema_hash": schema_hash, **({"rows": [row, row | {"seed": 2}]} if batch else row)}
+    answer: dict[str, Any] = {"model": _MODEL, "trace_id": _TRACE, "latency_ms": 0.61}
+    answer |= {"rows": [_ANSWER, _ANSWER], "decided": 2} if batch else _ANSWER
+    takes = {"application/json": _content(request, asked)}
+    gives = {"application/json": _content(response, answer)}
+    if batch:
+        takes[MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary", "description": (
+            "An uncompressed Arrow IPC stream; metadata `schema_hash`; columns: " + _columns(batch_schema(bundle))
+            + "; or regime_window instead of regime")}}
+        gives[MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary", "description": (
+            "An Arrow IPC stream; metadata `model`, `trace_id`, `latency_ms`; columns: " + _columns(ANSWER))}}
+    said = ("Content-Type chooses the form; the answer comes in the same. A row that is wrong gets `errors` "
+            "(`error` in Arrow) and costs the others nothing."
+            if batch else "Unknown fields, wrong types, NaN and infinities are refused; nothing is converted.")
+    return {
+        "description": f"{said} Matrices need the shapes and the columns of the bundle's schema. Decisions are "
+                       "pure: the same request gives the same decision.",
+        "requestBody": {"required": True, "content": takes},
+        "parameters": [{"name": name, "in": "header", "required": False, "schema": schema, "description": text,
+                        "example": example} for name, schema, text, example in _HEADERS],
+        "responses": {"200": {"description": "Decided", "content": gives}}}
+
+
+def example_row(bundle: Bundle) -> dict[str, Any]:
+    """A row of zeros of the right shapes."""
+    schema = bundle.schema
+    return {"strategic": [[0.0] * schema.strategic.width] * schema.strategic.window,
+            "tactical": [[0.0] * schema.tactical.width] * schema.tactical.window,
+            "regime": [0.0] * bundle.manifest.regime_size, "synergy": [0.25, 1.0, 0.2],
+            "market": {"close": 5000.0, "atr": 5.0, "hour_sin": 0.0, "hour_cos": 1.0,
+                       "low_volume_node": {"distance": -4.5, "strength": 80.0}},
+            "account": {"position": 1.0, "entry": 4990.0, "stop": 4980.0, "target": None, "equity": 100000.0,
+                        "day_start": 99000.0, "bars_in_trade": 3},
+            "seed": 1}
+
+
+_VOTE = [0.1, 0.2, 0.7]
+_ANSWER: dict[str, Any] = {
+    "verdict": "EXECUTE", "reason": "EXECUTE", "direction": 1, "confidence": 0.71,
+    "votes": {"strategic": _VOTE, "tactical": _VOTE, "arbitrage": _VOTE},
+    "proposal": {"contracts": 2.0, "stop_distance": 7.5, "target_distance": 15.0, "limit": "NONE"},
+    "uncertainty": {"entropy": 0.8, "mutual_information": 0.02, "std": 0.05, "agreement": 0.97}}
+
+
+def _content(model: str, example: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"$ref": _REFERENCE.format(model=model)}, "examples": {"one": {"value": example}}}
+
+
+def _columns(schema: Any) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def openapi_of(app: FastAPI) -> dict[str, Any]:
+    """The description of all routes, made once."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _describe(app)
+    return app.openapi_schema
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    described = get_openapi(title=app.title, version=_VERSION, openapi_version="3.1.0", routes=app.routes,
+                            description="Decisions of a trained team; every fault is `{\"detail\": ...}`.")
+    components = described.setdefault("components", {})
+    models = (DecideRequest, BatchRequest, DecideResponse, BatchResponse, Problem)
+    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
+    schemas = components.setdefault("schemas", {})
+    schemas |= definitions["$defs"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    fault = {"schema": {"$ref": _REFERENCE.format(model="Problem")},
+             "examples": {"one": {"value": {"detail": "one line that says what to do"}}}}
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            responses = operation.setdefault("responses", {})
+            given = responses.get("422", {})
+            if "HTTPValidationError" in str(given):
+                responses.pop("422")
+            for status, text in _FAULTS.items():
+                responses.setdefault(status, {"description": text})["content"] = {"application/json": fault}
+            if is_open(path):
+                operation["security"] = []
+                continue
+            operation["security"] = [{"bearer": []}]
+            roles = sorted(PERMISSIONS.get((method.upper(), path), ()))
+            operation["x-roles"] = roles
+            note = f"Roles: {', '.join(roles)}."
+            operation["description"] = re.sub(r"\s*$", f" {note}", operation.get("description", "")).strip()
+    return described
