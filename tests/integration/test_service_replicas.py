@@ -120,7 +120,7 @@ def test_a_switch_under_load_reaches_both_replicas_and_fails_nothing(running: Ru
         seconds = until_all_run(running, second, 60)
         call(running, "POST", "/v1/model", {"rollback": True})
         until_all_run(running, first, 60)
-        told = []
+        told: list[str] = []
         while told[-2:] != [second, first]:
             message = json.loads(stream.recv(60))
             if message["type"] == "delta":
@@ -128,21 +128,23 @@ def test_a_switch_under_load_reaches_both_replicas_and_fails_nothing(running: Ru
                 last = message["seq"]
                 if message["topic"] == "model":
                     told.append(message["data"]["champion"])
+        delays = sorted((time.time_ns() - json.loads(stream.recv(60)).get("ts_ns", 0)) / 1e6 for _ in range(100))
     for thread in load:
         thread.end()
     answered = sum(len(thread.models) for thread in load)
-    print(f"both replicas on the new model after {seconds:.2f} s; {answered} answers")
+    print(f"both replicas on the new model after {seconds:.2f} s; {answered} answers; an event is at the client "
+          f"{delays[50]:.1f} ms (median) after it was made")
     assert [thread.failures for thread in load] == [[], []]
     assert sum(thread.retried for thread in load) == 0
     assert {model for thread in load for model in thread.models} == {first, second}
 
 
-def replica_processes(mark: str) -> list[int]:
+def processes(mark: str, name: bytes = b"ServeReplica") -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
             if (entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes()
-                    and b"ServeReplica" in (entry / "cmdline").read_bytes()):
+                    and name in (entry / "cmdline").read_bytes()):
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -156,13 +158,13 @@ def test_a_killed_replica_loses_nothing(running: Running, body: dict[str, Any]) 
     until_all_run(running, second, 60)
     stream = call(running, "GET", "/v1/signals?limit=1")
     assert stream["decisions"]
-    before = replica_processes(running.mark)
+    before = processes(running.mark)
     assert len(before) == 2
     load = Load(running, body)
     load.start()
     os.kill(before[0], signal.SIGKILL)
     deadline = time.monotonic() + 120
-    while len(replica_processes(running.mark)) < 2:
+    while len(processes(running.mark)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     until_all_run(running, second, 120)
@@ -171,3 +173,22 @@ def test_a_killed_replica_loses_nothing(running: Running, body: dict[str, Any]) 
     assert load.failures == []
     assert set(load.models) == {second}
     assert load.retried <= 1
+
+
+def test_a_killed_hub_is_a_new_stream_with_the_same_champion(running: Running, body: dict[str, Any]) -> None:
+    champion = call(running, "GET", "/v1/model")["champion"]
+    url = running.url.replace("http", "ws") + "/v1/stream"
+    with connect(url, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as stream:
+        first = json.loads(stream.recv(60))
+        load = Load(running, body)
+        load.start()
+        (hub,) = processes(running.mark, b"HubBody")
+        os.kill(hub, signal.SIGKILL)
+        message = first
+        while message["type"] != "snapshot" or message["stream"] == first["stream"]:
+            message = json.loads(stream.recv(120))
+        load.end()
+    assert load.failures == []
+    assert load.retried == 0
+    assert set(load.models) == {champion}
+    until_all_run(running, champion, 120)
