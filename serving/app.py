@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 
 from serving.access import Authenticator
 from serving.bundle import Bundle
 from serving.guard import Guard
-from serving.routes import model, page, state, stream
+from serving.routes import login, model, page, state, stream
+from serving.security.gate import Security
 from serving.service import AppSettings, Service
 
 
@@ -22,7 +24,11 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     service = Service(bundle, settings)
     app = FastAPI(title="AlgoSpace decision service", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    app.add_middleware(Guard, authenticator=authenticator, max_body=settings.max_body_bytes)
+    app.state.security = security = Security(settings.security, authenticator)
+    app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes)
+    if settings.security.origins:  # outside the guard: a preflight request carries no token
+        app.add_middleware(CORSMiddleware, allow_origins=settings.security.origins, allow_methods=["GET", "POST"],
+                           allow_headers=["Authorization", "Content-Type"])
 
     @app.post("/v1/decide")
     async def decide(request: Request) -> Response:
@@ -36,6 +42,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     async def ready() -> dict[str, Any]:
         return {"ready": True, "model": service.champion.id}
 
+    login.add_routes(app, service)
     stream.add_routes(app, service)
     model.add_routes(app, service)
     page.add_routes(app, service)

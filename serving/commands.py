@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import sys
 import threading
@@ -16,9 +17,11 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
     from serving import model_commands
+    from serving.security import commands as security
 
     app.command("serve")(serve)
     model_commands.register(app)
+    security.register(app)
 
 
 def serve(
@@ -35,14 +38,22 @@ def serve(
 
     Example: algospace serve --bundle runs/quickstart/bundle --port 8000
     """
-    from algospace.config import load_config
+    from algospace.config import load_config, read_yaml
+    from algospace.errors import ConfigError
     from serving.auth import resolve_token
     from serving.deployment import ServeSettings, start_service
+    from serving.security.settings import refuse_secrets
 
+    if config is not None:
+        refuse_secrets(read_yaml(config), config)
     settings = ServeSettings() if config is None else load_config(ServeSettings, config)
     if replicas is not None:
         settings = settings.model_copy(update={"replicas": replicas})
-    token, made_up = resolve_token(token_file)
+    signed = settings.app.security.mode == "jwt"
+    if signed and token_file is not None:
+        raise ConfigError("security.mode is jwt: no --token-file; log in, or use 'algospace user token'")
+    # with signed tokens this one opens nothing, and is not shown
+    token, made_up = (secrets.token_urlsafe(32), False) if signed else resolve_token(token_file)
     stop = threading.Event()
     with redirect_stdout(sys.stderr):  # Ray's messages and our log do not belong into what a script reads
         running = start_service(bundle, token, port, settings)

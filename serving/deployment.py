@@ -28,9 +28,10 @@ from pydantic import Field
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
 from serving.app import create_app
-from serving.auth import StaticToken, token_digest
+from serving.auth import token_digest
 from serving.bundle import load_bundle
 from serving.hub_actor import HubLink, close_hub, open_hub
+from serving.security.gate import make_authenticator
 from serving.service import AppSettings
 
 APPLICATION = "algospace"
@@ -222,8 +223,9 @@ class Replica:
         import torch
 
         torch.set_num_threads(1)
-        self._app = create_app(load_bundle(bundle_dir), AppSettings.model_validate(settings),
-                               StaticToken(digest))
+        app_settings = AppSettings.model_validate(settings)
+        self._app = create_app(load_bundle(bundle_dir), app_settings,
+                               make_authenticator(app_settings.security, digest))
         if shared:
             service = self._app.state.service
             await HubLink(service, open_hub(service.settings.stream)).start()

@@ -23,6 +23,7 @@ from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.models import Model
 from serving.page.settings import PageSettings
 from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, level
+from serving.security.settings import SecuritySettings
 from serving.stream import StreamHub, StreamSettings
 
 _JSON = "application/json"
@@ -34,6 +35,7 @@ class AppSettings(FrozenConfig):
 
     backends: tuple[BackendName, ...] = Field(default=("onnx", "torch"), min_length=1)
     max_body_bytes: int = Field(default=262_144, ge=1024)
+    security: SecuritySettings = SecuritySettings()
     stream: StreamSettings = StreamSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
     page: PageSettings = PageSettings()
