@@ -32,14 +32,20 @@ LARGEST = 100.0
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Largest differences of FP16 against FP32, and verdicts that changed: within BAND of the threshold, and
-    outside of it, which must be none."""
+    """Largest differences of FP16 against FP32; verdicts that changed, within BAND of the threshold and outside.
+
+    Where two directions were almost tied, the voters' choice itself can turn over, and the confidence is then
+    another direction's: `changed_direction` counts such rows. `confidence` is the largest difference where the
+    direction stayed, `unexplained` the verdicts that changed there outside BAND, which must be none.
+    """
 
     rows: int
     difference: Mapping[str, float]
     confidence: float
+    changed_direction: int
     changed_within_band: int
     changed_outside_band: int
+    unexplained: int
 
 
 def to_fp16(model: bytes) -> bytes:
@@ -49,9 +55,8 @@ def to_fp16(model: bytes) -> bytes:
     except ImportError as error:
         raise ConfigError(f"FP16 needs ModelOpt: run `pip install 'algospace[fp16]'` "
                           f"({' '.join(str(error).split())})") from error
-    log = logging.getLogger("modelopt")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
             source = Path(scratch) / "graph.onnx"
@@ -59,7 +64,7 @@ def to_fp16(model: bytes) -> bytes:
             converted = convert_to_mixed_precision(onnx_path=str(source), low_precision_type="fp16",
                                                    keep_io_types=True, providers=["cpu"])
     finally:
-        log.setLevel(level)
+        logging.disable(level)
     onnx.checker.check_model(converted)
     raw: bytes = converted.SerializeToString(deterministic=True)
     return raw
@@ -76,10 +81,14 @@ def parity_report(bundle: Bundle, inputs: Mapping[str, Mapping[str, AnyArray]], 
     difference = {f"{graph}.{name}": _largest(value, answers["fp16"][graph][name])
                   for graph, found in answers["fp32"].items() for name, value in found.items()}
     full, half = (confidences_of(answers[p], gate, threshold) for p in ("fp32", "fp16"))
-    changed = (full > threshold) != (half > threshold)
+    sides = [np.array([count_votes(vote).direction for vote in answers[p]["vote"]["logits"]])
+             for p in ("fp32", "fp16")]
+    stayed = sides[0] == sides[1]
+    changed = (full >= threshold) != (half >= threshold)
     near = np.abs(full - threshold) <= BAND
-    return ParityReport(len(full), difference, float(np.abs(full - half).max()), int((changed & near).sum()),
-                        int((changed & ~near).sum()))
+    return ParityReport(len(full), difference, float(np.abs(full - half)[stayed].max(initial=0.0)),
+                        int((~stayed).sum()), int((changed & near).sum()), int((changed & ~near).sum()),
+                        int((changed & ~near & stayed).sum()))
 
 
 def confidences_of(answers: Mapping[str, Mapping[str, AnyArray]], gate: Gate, threshold: float) -> FloatArray:

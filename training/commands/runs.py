@@ -107,10 +107,6 @@ def export(
     from algospace.config import load_config
     from serving.bundle import load_bundle
     from serving.engine_commands import export_engines, wanted_builds
-    from training.bundling import build_bundle
-    from training.config import RunConfig
-    from training.dataset import open_dataset
-    from training.pipeline import stale_phase
 
     if bundle_dir is not None:
         if (out, checkpoint, run) != (None, None, None) or backend == "onnx":
@@ -118,6 +114,11 @@ def export(
                               "tensorrt, and none of --out, --checkpoint and --run")
         export_engines(load_bundle(bundle_dir), backend, capability, precision, engines)
         return
+    from training.bundling import build_bundle
+    from training.config import RunConfig
+    from training.dataset import open_dataset
+    from training.pipeline import stale_phase
+
     if out is None or (checkpoint is None) == (run is None):
         raise ConfigError("give --out and exactly one of --checkpoint and --run")
     if backend != "onnx":
