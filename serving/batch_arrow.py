@@ -157,7 +157,7 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle) -> tuple[BatchInputs, list[
     bad = np.zeros(rows, np.bool_)
     errors: list[str | None] = [None] * rows
 
-    def fault(wrong: BoolArray, text: str) -> None:
+    def fault(wrong: Any, text: str) -> None:
         for row in np.flatnonzero(wrong & ~bad).tolist():
             errors[row] = text
         bad[wrong] = True

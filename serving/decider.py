@@ -132,7 +132,7 @@ class Decider:
         if regime.ndim == 1:
             return regime
         window = np.ascontiguousarray(regime)
-        key = hashlib.sha256(window).digest()
+        key = hashlib.sha256(window.data).digest()
         known = self._regimes.get(key)
         if known is None:
             known = self.backend.infer("rde", {"window": window[None]})["regime"][0].copy()

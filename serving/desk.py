@@ -7,6 +7,7 @@ Observation, opportunity, hard limits and allowed actions come from the environm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Desk:
         self._multiplier = bundle.instrument.multiplier
         self._money = np.zeros((rows, 2))
 
-    def observe(self, close: AnyArray, atr: AnyArray, clock: AnyArray, accounts: AnyArray) -> Float32Array:
+    def observe(self, close: Any, atr: Any, clock: Any, accounts: AnyArray) -> Float32Array:
         """Prices (N,) in points, clock (N, 2), ACCOUNT_DTYPE records (N,) -> account features (N, 8)."""
         self._bars["close"], self._bars["atr"] = close, atr
         self._clock[:] = clock

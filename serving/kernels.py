@@ -144,7 +144,7 @@ def judge_rows(probabilities: FloatArray, chosen: AnyArray, direction: AnyArray,
     mutual information, std, agreement, and actions (N,), -1 where execution is not asked."""
     nothing = np.zeros((0, 3))
     for n in range(probabilities.shape[0]):
-        wanted = np.int64(direction[n])
+        wanted: Any = np.int64(direction[n])
         agreeing = np.zeros(3, np.bool_)
         for a in range(3):
             agreeing[a] = wanted != 0 and chosen[n, a] == wanted + 1
