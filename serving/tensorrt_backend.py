@@ -68,7 +68,8 @@ def present_gpu(name: str) -> tuple[str, str]:
     major, minor = torch.cuda.get_device_capability()
     if name == "tensorrt-rtx":
         return f"{major}.{minor}", ""
-    return f"{major}.{minor}", str(torch._C._cuda_getDriverVersion())
+    cuda: Any = torch._C  # this function exists in CUDA builds only
+    return f"{major}.{minor}", str(cuda._cuda_getDriverVersion())
 
 
 class _Shape:
