@@ -6,15 +6,14 @@ threads. Who may use which route: serving.access.
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from serving.access import Authenticator
 from serving.bundle import Bundle
+from serving.calls import Calls
 from serving.guard import Guard
-from serving.routes import login, model, page, state, stream
+from serving.routes import decide, health, login, model, page, state, stream
 from serving.security.gate import Security
 from serving.service import AppSettings, Service
 
@@ -25,26 +24,18 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     app = FastAPI(title="AlgoSpace decision service", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     app.state.security = security = Security(settings.security, authenticator)
-    app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes)
+    app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes,
+                       bodies={"/v1/decide/batch": settings.service.batch_body_bytes})
     if settings.security.origins:  # outside the guard: a preflight request carries no token
         app.add_middleware(CORSMiddleware, allow_origins=settings.security.origins, allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type"])
+    app.add_middleware(Calls, limits=settings.service)  # outermost: refusals have a trace and a log line too
 
-    @app.post("/v1/decide")
-    async def decide(request: Request) -> Response:
-        return service.decide(await request.body())
-
-    @app.get("/v1/health")
-    async def health() -> dict[str, Any]:
-        return service.health()
-
-    @app.get("/v1/ready")
-    async def ready() -> dict[str, Any]:
-        return {"ready": True, "model": service.champion.id}
-
+    decide.add_routes(app, service)
+    health.add_routes(app, service)
     login.add_routes(app, service)
     stream.add_routes(app, service)
     model.add_routes(app, service)
-    page.add_routes(app, service)
     state.add_routes(app, service)
+    page.add_routes(app, service)
     return app

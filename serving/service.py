@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from typing import Any
 
 import numpy as np
+import structlog
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from algospace.config import FrozenConfig
-from algospace.errors import SchemaError
-from algospace.types import Float32Array
+from algospace.execution.decision import Decision
 from serving.backends import BackendName
+from serving.batch import BatchInputs
+from serving.batch_arrow import MEDIA_TYPE
+from serving.batch_service import JSON, decide_passes, read_arrow, read_json, tell_rows, write_arrow, write_json
 from serving.bundle import Bundle
-from serving.decider import DecisionInputs, MarketState, account_record
+from serving.calls import Call
 from serving.feature_state import FeatureSettings
+from serving.idempotency import Idempotency, IdempotencyTable, LocalIdempotency, Memory, SharedIdempotency
 from serving.lifecycle import Lifecycle, LifecycleSettings
+from serving.limits import LimitsSettings
 from serving.models import Model
 from serving.page.settings import PageSettings
-from serving.schemas import AccountIn, DecideRequest, DecideResponse, Matrix, level
+from serving.reading import FieldError, decision_inputs, faults
+from serving.schemas import DecideRequest, DecideResponse
 from serving.security.settings import SecuritySettings
 from serving.stream import StreamHub, StreamSettings
 
-_JSON = "application/json"
-_MOST_FAULTS = 20
+_LOG = structlog.get_logger("serving")
 
 
 class AppSettings(FrozenConfig):
@@ -38,8 +44,9 @@ class AppSettings(FrozenConfig):
     security: SecuritySettings = SecuritySettings()
     stream: StreamSettings = StreamSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
-    page: PageSettings = PageSettings()
     features: FeatureSettings = FeatureSettings()
+    page: PageSettings = PageSettings()
+    service: LimitsSettings = LimitsSettings()
 
 
 class Service:
@@ -51,30 +58,112 @@ class Service:
         self.shadow: Model | None = None
         self.hub = StreamHub(settings.stream)
         self.life = Lifecycle(self, settings.lifecycle, settings.backends)
+        limits = settings.service
+        self.idempotency: Idempotency = LocalIdempotency(IdempotencyTable(
+            limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s))
+        self.draining = False
+        self._tested: tuple[float, str, Decision | None, bool] = (-math.inf, "", None, False)
         self.decisions = 0
         self.last_ns: int | None = None
+        self._warm_up_batches()
 
-    def decide(self, body: bytes) -> Response:
-        """Answer one request."""
+    def decide(self, body: bytes, call: Call | None = None) -> Response:
+        """Answer one request. Refused (503) if it is past its deadline before the work, or after it."""
+        call = call or Call(uuid.uuid4().hex)
+        call.check("the request waited")
         started = time.perf_counter_ns()
         model = self.champion  # a switch meanwhile does not change what this request is answered by
         try:
             request = DecideRequest.model_validate_json(body)
             inputs = decision_inputs(model, request)
         except ValidationError as error:
-            faults = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FAULTS]
-            return JSONResponse({"detail": [_fault(item) for item in faults]}, 422)
+            return JSONResponse({"detail": faults(error)}, 422)
         except FieldError as error:
             return JSONResponse({"detail": [error.fault]}, error.status)
         decision = model.decider.decide(inputs)
-        trace_id = request.trace_id or uuid.uuid4().hex
+        trace_id = request.trace_id or call.trace_id
         latency_ms = (time.perf_counter_ns() - started) / 1e6
-        self.decisions += 1
-        self.last_ns = time.time_ns()
+        call.check("the decision was made")
+        self._count(1)
+        call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
         answer = DecideResponse.of(decision, model.id, trace_id, latency_ms)
-        response = Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, _JSON)
+        response = Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, JSON)
         self.life.decided(model, inputs, decision, trace_id, latency_ms)
         return response
+
+    async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
+        """Answer a batch in the form it came in: JSON or an Arrow stream."""
+        call.check("the request waited")
+        started = time.perf_counter_ns()
+        model, limits = self.champion, self.settings.service
+        arrow = media_type == MEDIA_TYPE
+        try:
+            read = (read_arrow if arrow else read_json)(model, body, limits)
+        except ValidationError as error:
+            return JSONResponse({"detail": faults(error)}, 422)
+        except FieldError as error:
+            return JSONResponse({"detail": [error.fault]}, error.status)
+        decided = None
+        if read.inputs is not None:
+            decided = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+        call.check("the batch was decided")
+        latency_ms = (time.perf_counter_ns() - started) / 1e6
+        self._count(len(read.kept))
+        call.notes |= {"rows": len(read.errors), "decided": len(read.kept), "model": model.id[:12]}
+        content = (write_arrow if arrow else write_json)(read, decided, model.id, call)
+        if decided is not None and limits.stream_batches:
+            each = latency_ms / len(read.kept)
+            tell_rows(read, decided, call.trace_id, lambda inputs, decision, trace_id: self.life.decided(
+                model, inputs, decision, trace_id, each))
+        return Response(content, 200, {"x-trace-id": call.trace_id}, MEDIA_TYPE if arrow else JSON)
+
+    def _warm_up_batches(self) -> None:
+        """Load, or on a new machine compile, what only batches use: half a minute in the first one otherwise."""
+        blank = self.champion._blank_inputs(0)
+        self.champion.decider.decide_batch(BatchInputs.of([blank, blank], np.stack([blank.regime] * 2)))
+
+    def answers(self) -> Idempotency:
+        """Where answers to idempotency keys are kept: with all replicas, where there are several."""
+        link = self.life.link
+        if isinstance(link, Memory):
+            return SharedIdempotency(link, self.settings.service.idempotency_ttl_s)
+        return self.idempotency
+
+    def _count(self, decisions: int) -> None:
+        self.decisions += decisions
+        self.last_ns = time.time_ns()
+
+    def self_test(self) -> bool:
+        """Decide on blank inputs again: the champion must still answer what it answered at first."""
+        model = self.champion
+        try:
+            found = model.decider.decide(model._blank_inputs(0))
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises, the service is not ready
+            _LOG.error("self_test_failed", model=model.id, error=str(error))
+            self._tested = (time.monotonic(), model.id, None, False)
+            return False
+        _, known, expected, _ = self._tested
+        if known != model.id or expected is None:
+            expected = found
+        passed = found == expected
+        if not passed:
+            _LOG.error("self_test_failed", model=model.id, error="another decision than at first")
+        self._tested = (time.monotonic(), model.id, expected, passed)
+        return passed
+
+    def not_ready(self) -> str | None:
+        """Why no request should be sent here, in one line; None if all is well."""
+        if self.draining:
+            return "draining: this replica ends once its last answers are given"
+        tested_at, model_id, _, passed = self._tested
+        recent = time.monotonic() - tested_at < self.settings.service.self_test_s
+        if not (recent and model_id == self.champion.id):
+            passed = self.self_test()
+        return None if passed else "the last self-test decision failed"
+
+    def drain(self) -> None:
+        """Take no more requests than are on their way: readiness is false from now on."""
+        self.draining = True
 
     def answer(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(HTTP status, decoded body) of a request given as values."""
@@ -90,61 +179,5 @@ class Service:
         return {"status": "ok", "backend": model.backend.name, "fallbacks": model.fallbacks,
                 "model": model.id, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "iterations": gate.config.iterations,
-                "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle}
-
-
-class FieldError(Exception):
-    """A request is well formed but does not fit the bundle; `fault` names the field as FastAPI does."""
-
-    def __init__(self, field: str, kind: str, message: str, status: int = 422) -> None:
-        super().__init__(message)
-        self.fault = {"loc": ["body", field], "msg": message, "type": kind}
-        self.status = status
-
-
-def decision_inputs(model: Model, request: DecideRequest) -> DecisionInputs:
-    """A request as the model takes it; FieldError if it does not fit the model's bundle."""
-    expected = model.bundle.manifest.schema_hash
-    if request.schema_hash != expected:
-        raise FieldError("schema_hash", "schema_mismatch", f"the model was trained on schema {expected}, the "
-                         f"request is of {request.schema_hash}; normalise with the bundle's schema", 409)
-    if request.regime is not None:
-        regime = np.array(request.regime, np.float32)
-    else:
-        assert request.regime_window is not None
-        if not model.bundle.has("rde"):
-            raise FieldError("regime_window", "no_rde", "the bundle holds no RDE: give regime instead")
-        regime = _matrix("regime_window", request.regime_window)
-    market = request.market
-    node = market.low_volume_node
-    state = MarketState(market.close, market.atr, (market.hour_sin, market.hour_cos),
-                        np.array(request.synergy, np.float32),
-                        (np.nan, 0.0) if node is None else (node.distance, node.strength))
-    inputs = DecisionInputs(_matrix("strategic", request.strategic), _matrix("tactical", request.tactical),
-                            regime, state, _account(request.account), request.seed)
-    try:
-        model.decider.check(inputs)
-    except SchemaError as error:
-        name = str(error).split(" ", 1)[0]
-        if name == "regime" and request.regime is None:
-            name = "regime_window"
-        raise FieldError(name, "shape", str(error)) from None
-    return inputs
-
-
-def _matrix(name: str, rows: Matrix) -> Float32Array:
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise FieldError(name, "shape", f"{name} has rows of {min(widths)} to {max(widths)} values")
-    return np.array(rows, np.float32)
-
-
-def _account(account: AccountIn) -> Any:
-    return account_record(position=account.position, entry=account.entry, stop=level(account.stop),
-                          target=level(account.target), equity=account.equity, peak=account.equity,
-                          day_start=account.day_start, bars_in_trade=account.bars_in_trade)
-
-
-def _fault(item: Any) -> dict[str, Any]:
-    """One pydantic error without the rejected input, which may be large."""
-    return {"loc": ["body", *item["loc"]], "msg": item["msg"], "type": item["type"]}
+                "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle,
+                "draining": self.draining}
