@@ -85,15 +85,19 @@ export class CandleChart {
   private marks(): SeriesMarker<Time>[] {
     const { theme } = this;
     const found: SeriesMarker<Time>[] = [];
+    let said = 0; // the side that was called last: a verdict that repeats it gets no word
     for (const d of this.store.decisions.slice(-MOST_MARKERS)) {
       const time = this.candleAt(seconds(d.ts_ns));
       if (time === null) continue;
       if (d.verdict === "EXECUTE") {
         const long = d.direction > 0;
         found.push({ time, position: long ? "belowBar" : "aboveBar", shape: long ? "arrowUp" : "arrowDown",
-          color: long ? theme.up : theme.down, text: long ? "long" : "short" });
+          color: long ? theme.up : theme.down,
+          ...(d.direction === said ? { size: 0.6 } : { text: long ? "long" : "short" }) });
+        said = d.direction;
       } else if (d.verdict === "CLOSE") {
         found.push({ time, position: "aboveBar", shape: "square", color: theme.accent, text: "close" });
+        said = 0;
       } else if (this.showRejected && d.reason !== "NO_OPPORTUNITY") {
         found.push({ time, position: d.direction < 0 ? "aboveBar" : "belowBar", shape: "circle",
           color: theme.muted, size: 0.6 });

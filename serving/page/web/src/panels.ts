@@ -71,8 +71,7 @@ export class Panels {
     } else {
       const values = Array.isArray(regime) ? regime : Object.values(regime);
       const names = Array.isArray(regime) ? values.map((_, i) => `${i + 1}`) : Object.keys(regime);
-      box.replaceChildren(bars(names, values), line(`vector of ${values.length}, the length is its distance from `
-        + `the ordinary: ${fixed(Math.hypot(...values), 2)}`));
+      box.replaceChildren(bars(names, values), line(`the regime vector, ${values.length} values`));
     }
   }
 

@@ -24,7 +24,9 @@ export class Plots {
   constructor(private readonly store: Store, private readonly specs: Spec[], theme: Theme) {
     this.paint(theme);
     const observer = new ResizeObserver(() => {
-      for (const { spec, plot } of this.plots) plot.setSize({ width: spec.box.clientWidth, height: HEIGHT });
+      for (const { spec, plot } of this.plots) {
+        if (spec.box.clientWidth > 0) plot.setSize({ width: spec.box.clientWidth, height: HEIGHT });
+      }
     });
     for (const spec of specs) observer.observe(spec.box);
   }
@@ -43,6 +45,7 @@ export class Plots {
       const key = `${this.store.redraws} ${x.length} ${x.at(-1)}`;
       if (key === entry.key) continue;
       entry.key = key;
+      entry.spec.box.hidden = y.length === 0;
       entry.plot.setData(thin(x, y));
       entry.spec.note.textContent = y.length ? entry.spec.say(y) : "nothing yet";
     }
@@ -53,6 +56,13 @@ export function equitySpec(box: HTMLElement, note: HTMLElement): Spec {
   return { box, note, label: "Equity", colour: (t) => t.accent, fill: false,
     data: (s) => [s.equity.map((p) => p.ts_ns / 1e9), s.equity.map((p) => p.equity)],
     say: (y) => `${money(y.at(-1) ?? 0)} (${money((y.at(-1) ?? 0) - (y[0] ?? 0), true)} since the start)` };
+}
+
+/** Hour and minute; the day at midnight and where the marks are days apart. */
+function moment(time: number, all: number[]): string {
+  const text = new Date(time * 1e3).toISOString();
+  const days = (all[1] ?? 0) - (all[0] ?? 0) >= 86_400;
+  return days || text.slice(11, 16) === "00:00" ? text.slice(5, 10) : text.slice(11, 16);
 }
 
 export function drawdownSpec(box: HTMLElement, note: HTMLElement): Spec {
@@ -102,7 +112,7 @@ function options(spec: Spec, theme: Theme): Options {
     width: Math.max(spec.box.clientWidth, 100), height: HEIGHT, legend: { show: false },
     tzDate: (ts) => uPlot.tzDate(new Date(ts * 1e3), "Etc/UTC"),
     cursor: { drag: { x: true, y: false } },
-    axes: [axis, { ...axis, size: 64 }],
+    axes: [{ ...axis, values: (_, times) => times.map((t) => moment(t, times)) }, { ...axis, size: 64 }],
     series: [{}, { label: spec.label, stroke, width: 1.5, points: { show: false },
       ...(spec.fill ? { fill: `${stroke}33` } : {}) }],
   };
