@@ -1,23 +1,27 @@
-"""Calibration of the decision gate on the validation split, its online correction and its diagnostics.
+"""Calibration of the decision gate on the validation split, and its online correction. No torch.
 
-`raw` are per-mask scores (N, K) of trades that the ungated policy would take, `gained` (N,) whether each ended
-with a net gain.
+`raw` are per-mask scores (N, K) of trades that the ungated policy would take, in time order; `gained` (N,) whether
+each ended with a net gain.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import Field
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 
 from agents.gate import NOTHING_PASSES, GateConfig, confidences
+from algospace.analysis.gate_report import BINS, calibration_error
 from algospace.config import FrozenConfig
 from algospace.types import BoolArray, FloatArray
 
-_COVERAGES = np.arange(1.0, 0.0, -0.1)
+COVERAGES = np.arange(1.0, 0.0, -0.1)
 """Coverages at which a threshold may lie; few, because each costs a share of the promise's error."""
+_QUANTILES = 201
 _LOG_TEMPERATURES = (-3.0, 4.0)
 _TINY = 1e-12
 
@@ -37,6 +41,33 @@ class Calibration(FrozenConfig):
     """SHA-256 of the scores and outcomes, 64 hex digits."""
     ece_before: float
     ece_after: float
+    ece_bins: int = BINS
+    promise_level: float = 0.9
+    precision_bound: float | None = None
+    """One-sided lower bound of the precision at the threshold, corrected for the thresholds tried."""
+    trades: int = 0
+    """Trades that pass the threshold: what the bound rests on."""
+    quantiles: tuple[float, ...] = Field(default=(), repr=False)
+    """Confidences of the calibration's trades at equal steps of rank, ascending: what the online correction moves
+    along."""
+
+    @property
+    def statement(self) -> str:
+        """The promise in one line, with how sure it is."""
+        promised = f"{self.promised_precision:.1%} of executed trades with a net gain"
+        if not self.promise_kept or self.precision is None or self.precision_bound is None:
+            return f"cannot promise {promised} from {self.n} trades: the gate stays shut"
+        return (f"promises {promised}: {self.precision:.1%} of {self.trades} trades, at least "
+                f"{self.precision_bound:.1%} with probability {self.promise_level:.0%}")
+
+
+class Candidate(NamedTuple):
+    """One threshold: the trades that pass it, their gains, and the lower bound of their precision."""
+
+    threshold: float
+    trades: int
+    gains: int
+    bound: float
 
 
 def calibrate(raw: FloatArray, gained: BoolArray, config: GateConfig) -> Calibration:
@@ -44,7 +75,8 @@ def calibrate(raw: FloatArray, gained: BoolArray, config: GateConfig) -> Calibra
 
     A threshold keeps the promise if the exact lower bound of its precision (Clopper and Pearson 1934), at
     `promise_level` corrected for the number of thresholds tried (Bonferroni), reaches `promised_precision`:
-    choosing the best of many observed precisions would promise noise.
+    choosing the best of many observed precisions would promise noise. This is "learn, then test" (Angelopoulos
+    et al. 2021, arXiv 2110.01052) with the exact binomial test.
     """
     raw, gained = np.atleast_2d(np.asarray(raw, np.float64)), np.asarray(gained, bool)
     if raw.shape[0] != gained.size:
@@ -53,12 +85,15 @@ def calibrate(raw: FloatArray, gained: BoolArray, config: GateConfig) -> Calibra
     before = confidences(raw, 1.0, config.kappa) if gained.size else np.zeros(0)
     temperature = _fit_temperature(raw, gained) if gained.size else 1.0
     after = confidences(raw, temperature, config.kappa) if gained.size else np.zeros(0)
-    threshold, precision, coverage = _keep_promise(after, gained, config)
+    kept = next((c for c in candidates(after, gained, config) if c.bound >= config.promised_precision), None)
     return Calibration(
-        temperature=temperature, threshold=threshold, promise_kept=precision is not None,
-        promised_precision=config.promised_precision, precision=precision, coverage=coverage, n=gained.size,
-        fitted_on=fitted_on, ece_before=calibration_error(before, gained),
-        ece_after=calibration_error(after, gained))
+        temperature=temperature, threshold=NOTHING_PASSES if kept is None else kept.threshold,
+        promise_kept=kept is not None, promised_precision=config.promised_precision,
+        promise_level=config.promise_level, precision=None if kept is None else kept.gains / kept.trades,
+        precision_bound=None if kept is None else kept.bound,
+        coverage=0.0 if kept is None else kept.trades / gained.size, trades=0 if kept is None else kept.trades,
+        n=gained.size, fitted_on=fitted_on, ece_before=calibration_error(before, gained),
+        ece_after=calibration_error(after, gained), quantiles=_quantiles(after))
 
 
 def _fit_temperature(raw: FloatArray, gained: BoolArray) -> float:
@@ -70,30 +105,47 @@ def _fit_temperature(raw: FloatArray, gained: BoolArray) -> float:
     return float(np.exp(found.x))
 
 
-def _keep_promise(confidence: FloatArray, gained: BoolArray,
-                  config: GateConfig) -> tuple[float, float | None, float]:
-    """(threshold, observed precision or None, coverage) of the largest coverage that keeps the promise."""
-    error = (1.0 - config.promise_level) / _COVERAGES.size
+def precision_bound(gains: int, trades: int, config: GateConfig) -> float:
+    """Lower bound of a precision that holds for every threshold tried at once with probability `promise_level`."""
+    if not gains:
+        return 0.0
+    error = (1.0 - config.promise_level) / COVERAGES.size
+    return float(beta.ppf(error, gains, trades - gains + 1))
+
+
+def candidates(confidence: FloatArray, gained: BoolArray, config: GateConfig) -> list[Candidate]:
+    """The thresholds tried, largest coverage first; those that leave fewer than `min_trades` trades are not."""
     order = np.sort(confidence)
-    for coverage in _COVERAGES:
+    found = []
+    for coverage in COVERAGES:
         count = round(coverage * confidence.size)
         if count < config.min_trades:
             break
         threshold = float(order[confidence.size - count])
         passed = confidence >= threshold  # ties pass together
-        trades, wins = int(passed.sum()), int(gained[passed].sum())
-        if wins and beta.ppf(error, wins, trades - wins + 1) >= config.promised_precision:
-            return threshold, wins / trades, trades / confidence.size
-    return NOTHING_PASSES, None, 0.0
+        trades, gains = int(passed.sum()), int(gained[passed].sum())
+        found.append(Candidate(threshold, trades, gains, precision_bound(gains, trades, config)))
+    return found
+
+
+def _quantiles(confidence: FloatArray) -> tuple[float, ...]:
+    """At most _QUANTILES of the confidences, each one that occurred, so that equal ones stay equal."""
+    if confidence.size == 0:
+        return ()
+    ranks = np.linspace(0, confidence.size - 1, min(_QUANTILES, confidence.size)).round().astype(np.int64)
+    return tuple(np.sort(confidence)[ranks].tolist())
 
 
 class AdaptiveConformal:
-    """Online correction of the gate's threshold (Gibbs and Candès 2021, arXiv 2106.00170).
+    """Online correction of the gate's threshold (Gibbs and Candès 2021, arXiv 2106.00170), towards caution only.
 
     `level` is the share of the calibration's trades that pass. After every executed trade
-    level += rate · (target - lost), target = 1 - promised precision: losses tighten the gate, gains open it, and
-    the long-run share of losing trades tends to the target for any sequence as long as `level` moves freely.
-    `floor` keeps a few trades passing, without which nothing would be learnt any more.
+    level += rate · (target - lost), target = 1 - promised precision: losses tighten the gate, gains open it, up to
+    where the calibration left it, because nothing beyond was promised. For any sequence of n outcomes the share of
+    losing trades is at most target + level_0 / (rate · n), unless `level` has reached `floor`, which keeps a few
+    trades passing, without which nothing would be learnt any more.
+
+    The state is a fold over the outcomes: the same outcomes in the same order give the same bits.
     """
 
     def __init__(self, confidence: FloatArray, threshold: float, promised_precision: float, rate: float,
@@ -101,63 +153,35 @@ class AdaptiveConformal:
         if confidence.size == 0:
             raise ValueError("an online correction needs the confidences of the calibration split")
         self._sorted = np.sort(confidence)
+        self._calibrated = threshold
         self._target, self._rate, self._floor = 1.0 - promised_precision, rate, floor
-        self.level = float(np.clip((confidence >= threshold).mean(), floor, 1.0))
-        self._blocked = threshold > 1.0
+        self._ceiling = float(np.clip((confidence >= threshold).mean(), floor, 1.0))
+        self.reset()
+
+    @staticmethod
+    def of(calibration: Calibration | None, rate: float) -> AdaptiveConformal | None:
+        """The correction of a calibrated gate; None where there is nothing to correct: rate 0, no calibration, or
+        a gate that is shut anyway."""
+        if calibration is None or not calibration.promise_kept or not calibration.quantiles or rate == 0.0:
+            return None
+        return AdaptiveConformal(np.asarray(calibration.quantiles), calibration.threshold,
+                                 calibration.promised_precision, rate)
+
+    def reset(self) -> None:
+        """Forget all outcomes."""
+        self.level = self._ceiling
 
     @property
     def threshold(self) -> float:
-        """The threshold now; a gate that passes nothing stays shut."""
-        if self._blocked:
+        """The threshold now, never below the calibrated one; a gate that passes nothing stays shut."""
+        if self._calibrated > 1.0:
             return NOTHING_PASSES
-        return float(np.quantile(self._sorted, 1.0 - self.level, method="higher"))
+        if self.level >= self._ceiling:
+            return self._calibrated
+        return max(float(np.quantile(self._sorted, 1.0 - self.level, method="higher")), self._calibrated)
 
     def update(self, gained: bool) -> float:
         """Account for one executed trade; returns the new threshold."""
         step = self._rate * (self._target - (0.0 if gained else 1.0))
-        self.level = float(np.clip(self.level + step, self._floor, 1.0))
+        self.level = float(np.clip(self.level + step, self._floor, self._ceiling))
         return self.threshold
-
-
-def reliability(confidence: FloatArray, gained: BoolArray, bins: int = 10) -> dict[str, list[float]]:
-    """Reliability diagram: per non-empty bin of confidence its mean, the share that gained, and the count."""
-    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    filled = [b for b in range(bins) if (index == b).any()]
-    return {
-        "confidence": [float(confidence[index == b].mean()) for b in filled],
-        "gained": [float(gained[index == b].mean()) for b in filled],
-        "count": [float((index == b).sum()) for b in filled],
-    }
-
-
-def calibration_error(confidence: FloatArray, gained: BoolArray, bins: int = 10) -> float:
-    """Expected calibration error: mean |confidence - precision| over bins, weighted by count."""
-    if confidence.size == 0:
-        return 0.0
-    data = reliability(confidence, gained, bins)
-    gaps = np.abs(np.array(data["confidence"]) - np.array(data["gained"]))
-    return float((gaps * np.array(data["count"])).sum() / confidence.size)
-
-
-def risk_coverage(confidence: FloatArray, gained: BoolArray) -> dict[str, list[float]]:
-    """Share of losing trades among the most confident ones, at every tenth of coverage."""
-    order = np.argsort(-confidence, kind="stable")
-    lost = np.cumsum(~gained[order])
-    counts = sorted({max(1, round(c * confidence.size)) for c in _COVERAGES}) if confidence.size else []
-    return {"coverage": [n / confidence.size for n in counts], "risk": [float(lost[n - 1] / n) for n in counts]}
-
-
-def lift(confidence: FloatArray, gained: BoolArray, net: FloatArray, threshold: float) -> dict[str, float]:
-    """The gate against random rejection at equal coverage, whose expectation is the mean over all trades.
-
-    `net` (N,) is each trade's net result; differences are (passed - all).
-    """
-    passed = confidence >= threshold
-    if not passed.any():
-        return {"coverage": 0.0, "precision": 0.0, "precision_lift": 0.0, "net_lift": 0.0}
-    return {
-        "coverage": float(passed.mean()),
-        "precision": float(gained[passed].mean()),
-        "precision_lift": float(gained[passed].mean() - gained.mean()),
-        "net_lift": float(net[passed].mean() - net.mean()),
-    }

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agents.calibration import AdaptiveConformal
 from algospace.errors import SchemaError
 from algospace.execution.decision import Decision, Reason, RiskProposal
+from algospace.execution.outcomes import ClosedTrade
 from algospace.features.market_table import MarketTable
 from algospace.seeding import combine
 from algospace.types import AnyArray, Float32Array, IntArray
@@ -32,6 +34,9 @@ class _Chunk(NamedTuple):
 class BundlePolicy:
     """Decides at rows of `table` with one bundle. `threshold`, if set, replaces the calibrated one.
 
+    Where the gate is calibrated its threshold follows the session's closed trades (`correction`, None switches it
+    off); every session starts anew, so equal sessions give equal answers.
+
     `regime_vectors` (m, R): the RDE's vector per 30-minute row, where they are already known (frozen experts are
     columns); otherwise the bundle's RDE computes them as they are needed.
     """
@@ -44,6 +49,8 @@ class BundlePolicy:
         self._backend = make_backend(backend, bundle) if isinstance(backend, str) else backend
         self.table, self.decider, self.seed = table, Decider(bundle, self._backend), seed
         self.threshold: float | None = None
+        manifest = bundle.manifest
+        self.correction = AdaptiveConformal.of(manifest.calibration, manifest.gate.adaptive_rate)
         self._lvn = low_volume_nodes(table)
         size = bundle.manifest.regime_size
         self._regimes = regime_vectors
@@ -68,7 +75,24 @@ class BundlePolicy:
         at = row - chunk.first
         return self.decider.decide_embedded(chunk.embedded[at:at + 1], chunk.regime[at],
                                             lambda _: chunk.proposals[at:at + 1], self.market_state(row), account,
-                                            self.seed_of(row), self.threshold)
+                                            self.seed_of(row), self.gate_threshold)
+
+    @property
+    def gate_threshold(self) -> float | None:
+        """The threshold of the next decision: as set, else as corrected; None: the calibrated one."""
+        if self.threshold is not None or self.correction is None:
+            return self.threshold
+        return self.correction.threshold
+
+    def began(self) -> None:
+        """See algospace.execution.outcomes.LearnsFromTrades."""
+        if self.correction is not None:
+            self.correction.reset()
+
+    def closed(self, trade: ClosedTrade) -> None:
+        """See algospace.execution.outcomes.LearnsFromTrades."""
+        if self.correction is not None:
+            self.correction.update(trade.gained)
 
     def inputs(self, row: int, account: Any) -> DecisionInputs:
         """The complete inputs of row `row`: what a client sends to the decision service for the same verdict."""

@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from agents.calibration import (
-    Calibration,
-    calibrate,
-    calibration_error,
-    lift,
-    reliability,
-    risk_coverage,
-)
+from agents.calibration import Calibration, calibrate, candidates, precision_bound
 from agents.core import CoreNet
-from agents.gate import Gate, GateConfig, Verdict, Votes, confidences
+from agents.gate import NOTHING_PASSES, Gate, GateConfig, Verdict, Votes, confidences
 from agents.risk import RiskNet
+from algospace.analysis.gate_report import gate_report, write_gate_report
 from algospace.execution.decision import Decision, Reason
 from algospace.instruments import instrument
 from algospace.types import BoolArray, FloatArray
@@ -33,16 +27,49 @@ from training.experts import load_regime, regime_columns
 from training.team_training import load_team
 from training.tracking import git_commit
 
+GATE_FOLDER = "gate"
+"""Folder of a run with the gate's figures and plots (algospace.analysis.gate_report)."""
+
 
 def build_bundle(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path) -> tuple[Bundle, dict[str, Any]]:
     """Calibrate the gate on the validation split, or what a sweep left of it, and write the bundle; returns it and
-    the gate's figures."""
+    the gate's figures, which also lie in the run's folder."""
     with tempfile.TemporaryDirectory() as scratch:
         open_gate = _write(config, run_dir, dataset, Path(scratch) / "bundle", None)
-        raw, gained, net = validation_trades(config, open_gate, run_dir, gate_part(config, dataset.validation))
-    calibration = calibrate(raw, gained, config.gate)
+        part = gate_part(config, dataset.validation)
+        raw, gained, net = validation_trades(config, open_gate, run_dir, part)
+        fitted = calibrate(raw, gained, config.gate)
+        calibration = keep_promise(fitted, raw, gained, config, open_gate, run_dir, part)
     bundle = _write(config, run_dir, dataset, out, calibration)
-    return bundle, gate_figures(calibration, raw, gained, net, config)
+    figures = gate_figures(calibration, raw, gained, net, config)
+    write_gate_report(figures, run_dir / GATE_FOLDER)
+    return bundle, figures
+
+
+def keep_promise(fitted: Calibration, raw: FloatArray, gained: BoolArray, config: RunConfig, bundle: Bundle,
+                 run_dir: Path, split: Split) -> Calibration:
+    """The calibration whose promise holds for the trades that the gate lets the team make.
+
+    A gate changes what follows: where it refuses, the team stays flat and comes to trades that the open gate never
+    saw. So the threshold is tried in a session of its own on the same rows, and the bound of its precision, at the
+    level that all thresholds share, must reach the promise there; else the next smaller coverage is tried.
+    """
+    if not fitted.promise_kept:
+        return fitted
+    confidence = confidences(raw, fitted.temperature, config.gate.kappa)
+    for candidate in candidates(confidence, gained, config.gate):
+        if candidate.bound < config.gate.promised_precision:
+            continue
+        gate = Gate(config.gate, fitted.temperature, candidate.threshold)
+        _, kept, _ = validation_trades(config, bundle, run_dir, split, gate)
+        trades, gains = kept.size, int(kept.sum())
+        bound = precision_bound(gains, trades, config.gate)
+        if trades >= config.gate.min_trades and bound >= config.gate.promised_precision:
+            return fitted.model_copy(update={
+                "threshold": candidate.threshold, "coverage": candidate.trades / gained.size, "trades": trades,
+                "precision": gains / trades, "precision_bound": bound})
+    return fitted.model_copy(update={"threshold": NOTHING_PASSES, "promise_kept": False, "coverage": 0.0,
+                                     "trades": 0, "precision": None, "precision_bound": None})
 
 
 def _write(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path,
@@ -75,11 +102,12 @@ class _RecordingGate(Gate):
 
 
 class _RecordingPolicy:
-    """A policy whose gate is open; keeps the scores (K,) of every decision to execute, by row."""
+    """A policy whose gate is `gate`, open by default; keeps the scores (K,) of each EXECUTE, by row."""
 
-    def __init__(self, policy: BundlePolicy, config: GateConfig) -> None:
-        self._policy, self._gate = policy, _RecordingGate(config, 1.0, 0.0)
-        policy.decider.gate = self._gate
+    def __init__(self, policy: BundlePolicy, config: GateConfig, gate: Gate | None = None) -> None:
+        given = gate or Gate(config, 1.0, 0.0)
+        self._policy, self._gate = policy, _RecordingGate(config, given.temperature, given.threshold)
+        policy.decider.gate, policy.correction = self._gate, None
         self.scores: dict[int, FloatArray] = {}
 
     def decide(self, row: int, account: Any) -> Decision:
@@ -90,15 +118,15 @@ class _RecordingPolicy:
         return decision
 
 
-def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path,
-                      split: Split) -> tuple[FloatArray, BoolArray, FloatArray]:
-    """Every trade that the team would make on rows of the validation split with the gate open.
+def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path, split: Split,
+                      gate: Gate | None = None) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """Every trade that the team would make on rows of the validation split with the gate open, or with `gate`.
 
     Returns scores (N, K) of the decisions that opened them, whether each gained net of costs, and its net P&L.
     """
     table = split.market()
     vectors = regime_columns(load_regime(run_dir), table, mirror=False)[0]
-    policy = _RecordingPolicy(BundlePolicy(bundle, table, regime_vectors=vectors), config.gate)
+    policy = _RecordingPolicy(BundlePolicy(bundle, table, regime_vectors=vectors), config.gate, gate)
     stop = split.stop
     if config.backtest.calibration_bars:
         stop = min(stop, split.start + config.backtest.calibration_bars)
@@ -112,17 +140,12 @@ def validation_trades(config: RunConfig, bundle: Bundle, run_dir: Path,
 
 def gate_figures(calibration: Calibration, raw: FloatArray, gained: BoolArray, net: FloatArray,
                  config: RunConfig) -> dict[str, Any]:
-    """Reliability, calibration error, risk-coverage and lift of the calibrated gate on its validation trades."""
-    if not len(raw):
-        return {"trades": 0, "threshold": calibration.threshold, "promise_kept": calibration.promise_kept}
-    confidence = confidences(raw, calibration.temperature, config.gate.kappa)
-    diagram, curve = reliability(confidence, gained), risk_coverage(confidence, gained)
+    """The gate's report over its validation trades with the gate open, and what it promises."""
+    confidence = confidences(raw, calibration.temperature, config.gate.kappa) if len(raw) else np.zeros(0)
     return {
-        "trades": len(raw), "threshold": calibration.threshold, "temperature": calibration.temperature,
-        "promise_kept": calibration.promise_kept, "promised_precision": calibration.promised_precision,
-        "ece": calibration_error(confidence, gained), "precision_of_all": float(gained.mean()),
-        **lift(confidence, gained, net, calibration.threshold),
-        "reliability": {"predicted": diagram["confidence"], "observed": diagram["gained"],
-                        "counts": diagram["count"]},
-        "risk_coverage": {**curve, "base_risk": float(1.0 - gained.mean())},
+        **gate_report(confidence, gained, net, calibration.threshold, seed=config.seed),
+        "temperature": calibration.temperature, "promise_kept": calibration.promise_kept,
+        "promised_precision": calibration.promised_precision, "promise_level": calibration.promise_level,
+        "gated_trades": calibration.trades, "gated_precision": calibration.precision,
+        "gated_precision_bound": calibration.precision_bound, "promise": calibration.statement,
     }

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from algospace.analysis import gate_report
 from algospace.files import write_json
 from algospace.instruments import instrument
 from algospace.types import AnyArray
 from serving.bundle import Bundle
 from training.backtest import backtest
-from training.bundling import build_bundle
+from training.bundling import GATE_FOLDER, build_bundle
 from training.config import RunConfig
 from training.dataset import Dataset, Split
 from training.evaluation.units import evaluate_units
@@ -68,6 +69,8 @@ def _track(config: RunConfig, result: PipelineResult, bundle: Bundle, unit: dict
         figures |= {f"unit/{name}": float(value) for name, value in unit["policy"].items()}
         if unit["fraction_of_limit"] is not None:
             figures["unit/fraction_of_limit"] = float(unit["fraction_of_limit"])
+    if report["gate"]:
+        figures |= {f"gate/{name}": value for name, value in gate_report.figures(report["gate"]).items()}
     with Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"), config.digest(),
                       parent_run_id=result.mlflow_run_id or None) as tracker:
         tags = {"phase": "backtest", "data_hash": result.dataset.data_hash, "bundle": bundle.id}
@@ -75,6 +78,7 @@ def _track(config: RunConfig, result: PipelineResult, bundle: Bundle, unit: dict
             run.metrics(0, figures)
             for name in ("report.html", "report.json"):
                 run.artifact(run_dir / "report" / name)
+            run.artifact(run_dir / GATE_FOLDER)
             run.register_model("algospace-bundle", bundle.directory, "candidate", figures,
                                f"{config.name}, bundle {bundle.id[:12]}")
 

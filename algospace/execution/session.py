@@ -9,7 +9,8 @@ An order waits while bars are filled (missing): they repeat the close that was o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import starmap
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -21,6 +22,8 @@ from algospace.execution.decision import Decision, Policy, Reason
 from algospace.execution.journal import Decided, Filled, Journal, Marked, Opened, Ordered
 from algospace.execution.mechanics import ACCOUNT_DTYPE, FillCause, open_account
 from algospace.execution.orders import plan_for
+from algospace.execution.outcomes import LearnsFromTrades, TradeFold
+from algospace.execution.preconditions import Conditions, PreconditionsConfig, overruled
 from algospace.execution.result import (
     FILL_LOG_DTYPE,
     REASON_CODE,
@@ -89,19 +92,30 @@ def check_range(size: int, start: int, stop: int) -> None:
         raise ValueError(f"rows [{start}, {stop}) do not lie in a market table of {size} rows")
 
 
+Watch = Callable[[MarketBar, int], Conditions]
+"""(bar, the clock's ns) -> the conditions of a decision at its close."""
+
+
 class Session:
     """Drive `policy` over `feed` at `venue`; every decision, order and fill is in `journal` first.
 
     limits: hard limits applied to every order (None: none, for baselines without stops). reverse: an EXECUTE
     against the position opens the other side after closing. name: part of the client order ids, which are the
-    same whenever the same session runs over the same bars.
+    same whenever the same session runs over the same bars. watch: what must hold before the policy's answer counts
+    (algospace.execution.preconditions), within the bounds of `preconditions`.
+
+    A policy that learns from its trades (algospace.execution.outcomes) is told each one in the bar that closed it.
     """
 
     def __init__(self, clock: Clock, feed: Feed, venue: Venue, policy: Policy, limits: LimitsConfig | None,
                  journal: Journal, *, reverse: bool = True, initial_equity: float = INITIAL_EQUITY,
-                 name: str = "backtest") -> None:
+                 name: str = "backtest", watch: Watch | None = None,
+                 preconditions: PreconditionsConfig | None = None) -> None:
         self.clock, self.feed, self.venue, self.policy, self.journal = clock, feed, venue, policy, journal
         self.reverse, self.initial_equity, self.name = reverse, initial_equity, name
+        self._learner = policy if isinstance(policy, LearnsFromTrades) else None
+        self._outcomes = TradeFold(venue.venues[:1])
+        self._watch, self._preconditions = watch, preconditions or PreconditionsConfig()
         self._limited = limits is not None
         self._limits = (limits or LimitsConfig()).record().reshape(1)
         self._account = np.zeros(1, ACCOUNT_DTYPE)
@@ -144,6 +158,8 @@ class Session:
         self.journal.append(Opened(self.name, self.venue.instrument.symbol, bar.row, bar.ts_close,
                                    self.initial_equity, bar.close, bar.day, *venue.item()))
         open_account(self._account[0], self.initial_equity, bar.close, bar.day)
+        if self._learner is not None:
+            self._learner.began()
 
     def _play(self, bar: MarketBar) -> None:
         if bar.day != self._account["day"].item():
@@ -172,9 +188,18 @@ class Session:
             self._fills.append((bar.row, quantity, price, commission, cause))
             self._fill_context.append((bar.roll, self._confidence if opens else math.nan))
         self.journal.append(*records)
+        if self._learner is not None:
+            for record in records:
+                trade = self._outcomes.fill(record.row, record.quantity, record.price, record.commission,
+                                            FillCause[record.cause].value, record.roll)
+                if trade is not None:
+                    self._learner.closed(trade)
 
     def _decide(self, bar: MarketBar) -> None:
         decision = self.policy.decide(bar.row, self._account[0])
+        if self._watch is not None:
+            conditions = self._watch(bar, self.clock.now_ns())
+            decision = replace(decision, reason=overruled(decision.reason, conditions, self._preconditions))
         reason, proposal = decision.reason, decision.proposal
         has_order, want, limit = False, 0.0, 0
         if reason is Reason.EXECUTE or reason is Reason.CLOSE:

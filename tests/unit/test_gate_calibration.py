@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from agents.calibration import AdaptiveConformal, calibrate, calibration_error, lift, reliability, risk_coverage
+from agents.calibration import AdaptiveConformal, calibrate, candidates, precision_bound
 from agents.gate import NOTHING_PASSES, GateConfig, confidences
 
 
@@ -77,16 +79,71 @@ def test_a_shut_gate_stays_shut() -> None:
     assert adaptive.update(True) == NOTHING_PASSES
 
 
-def test_diagnostics() -> None:
-    confidence = np.array([0.15, 0.15, 0.85, 0.85])
-    gained = np.array([False, False, True, False])
-    diagram = reliability(confidence, gained)
-    assert diagram == {"confidence": [0.15, 0.85], "gained": [0.0, 0.5], "count": [2.0, 2.0]}
-    assert calibration_error(confidence, gained) == pytest.approx(0.5 * 0.15 + 0.5 * 0.35)
-    curve = risk_coverage(confidence, gained)
-    assert curve["coverage"][-1] == 1.0
-    assert curve["risk"][-1] == 0.75
-    assert curve["risk"][0] == 0.0
-    gain = lift(confidence, gained, np.array([-1.0, -1.0, 2.0, -1.0]), 0.5)
-    assert gain == {"coverage": 0.5, "precision": 0.5, "precision_lift": 0.25, "net_lift": 0.75}
-    assert lift(confidence, gained, gained * 1.0, 2.0)["coverage"] == 0.0
+def test_the_promise_names_its_bound_and_what_it_rests_on() -> None:
+    config = GateConfig(promised_precision=0.6, promise_level=0.9)
+    raw, gained = trades(4, 600)
+    fitted = calibrate(raw, gained, config)
+    passed = confidences(raw, fitted.temperature, config.kappa) >= fitted.threshold
+    assert fitted.precision is not None
+    assert fitted.precision_bound is not None
+    assert fitted.trades == passed.sum()
+    assert fitted.precision_bound == precision_bound(int(gained[passed].sum()), fitted.trades, config)
+    assert 0.6 <= fitted.precision_bound < fitted.precision
+    assert f"{fitted.precision_bound:.1%} with probability 90%" in fitted.statement
+    shut = calibrate(raw, gained, GateConfig(promised_precision=0.99))
+    assert shut.precision_bound is None
+    assert shut.statement == "cannot promise 99.0% of executed trades with a net gain from 600 trades: the gate " \
+                             "stays shut"
+
+
+def test_the_first_threshold_that_keeps_the_promise_is_the_largest_coverage() -> None:
+    config = GateConfig(promised_precision=0.6)
+    raw, gained = trades(5, 900)
+    fitted = calibrate(raw, gained, config)
+    tried = candidates(confidences(raw, fitted.temperature, 0.0), gained, config)
+    assert [c.trades for c in tried] == sorted((c.trades for c in tried), reverse=True)
+    kept = [c for c in tried if c.bound >= 0.6]
+    assert kept[0].threshold == fitted.threshold
+    assert all(c.gains <= c.trades and c.bound <= c.gains / c.trades for c in tried)
+
+
+@settings(max_examples=40, deadline=None)
+@given(outcomes=st.lists(st.booleans(), min_size=1, max_size=400), rate=st.floats(0.001, 0.2))
+def test_the_correction_never_opens_beyond_the_promise_and_bounds_the_losses(outcomes: list[bool],
+                                                                              rate: float) -> None:
+    confidence = np.linspace(0.01, 1.0, 100)
+    adaptive = AdaptiveConformal(confidence, 0.5, 0.6, rate, floor=0.01)
+    start, floored = adaptive.level, False
+    for gained in outcomes:
+        threshold = adaptive.update(gained)
+        assert threshold >= 0.5
+        assert threshold in confidence
+        floored |= adaptive.level == 0.01
+    lost = outcomes.count(False) / len(outcomes)
+    if not floored:
+        assert lost <= 0.4 + start / (rate * len(outcomes)) + 1e-9
+
+
+def test_the_correction_is_a_fold_over_the_outcomes() -> None:
+    rng = np.random.default_rng(0)
+    confidence, outcomes = rng.random(500), rng.random(300) < 0.5
+    first, second = (AdaptiveConformal(confidence, 0.4, 0.6, 0.02) for _ in range(2))
+    for gained in outcomes:
+        first.update(bool(gained))
+    second.update(False)
+    second.reset()
+    for gained in outcomes:
+        second.update(bool(gained))
+    assert (first.level, first.threshold) == (second.level, second.threshold)
+
+
+def test_a_bundles_correction_starts_at_its_calibrated_threshold() -> None:
+    fitted = calibrate(*trades(6, 900), GateConfig(promised_precision=0.6))
+    adaptive = AdaptiveConformal.of(fitted, 0.02)
+    assert adaptive is not None
+    assert adaptive.threshold == fitted.threshold
+    assert adaptive.level == pytest.approx(fitted.coverage, abs=0.01)
+    assert AdaptiveConformal.of(fitted, 0.0) is None
+    assert AdaptiveConformal.of(None, 0.02) is None
+    shut = calibrate(*trades(6, 900, skill=0.0), GateConfig(promised_precision=0.9))
+    assert AdaptiveConformal.of(shut, 0.02) is None

@@ -52,6 +52,7 @@ def test_the_bundle_is_calibrated_there(config: RunConfig, monkeypatch: pytest.M
     used: list[Split] = []
     monkeypatch.setattr(bundling, "_write", lambda *_: None)
     monkeypatch.setattr(bundling, "calibrate", lambda *_: None)
+    monkeypatch.setattr(bundling, "keep_promise", lambda *_: None)
     monkeypatch.setattr(bundling, "gate_figures", lambda *_: {})
     monkeypatch.setattr(bundling, "validation_trades", lambda *found: used.append(found[-1]) or (0, 0, 0))
     bundling.build_bundle(config, tmp_path, Dataset(SPLIT, SPLIT, (), ""), tmp_path)
