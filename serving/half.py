@@ -26,6 +26,9 @@ from serving.export import graph_model
 
 BAND = 1e-2
 """Confidences closer than this to the threshold may change the verdict in FP16 (design: serving.md)."""
+TIE = 1e-3
+"""So may votes whose two likeliest choices are closer than this: which of them is chosen is then a matter of
+rounding, and the confidence that of another direction."""
 LARGEST = 100.0
 """A masked logit is a huge constant in both graphs; differences are taken below this magnitude only."""
 
@@ -34,15 +37,14 @@ LARGEST = 100.0
 class ParityReport:
     """Largest differences of FP16 against FP32; verdicts that changed, within BAND of the threshold and outside.
 
-    Where two directions were almost tied, the voters' choice itself can turn over, and the confidence is then
-    another direction's: `changed_direction` counts such rows. `confidence` is the largest difference where the
-    direction stayed, `unexplained` the verdicts that changed there outside BAND, which must be none.
+    `confidence` is the largest difference where no voter was tied, `tied` the rows where one was (within TIE),
+    `unexplained` the verdicts that changed outside BAND without a tie, which must be none.
     """
 
     rows: int
     difference: Mapping[str, float]
     confidence: float
-    changed_direction: int
+    tied: int
     changed_within_band: int
     changed_outside_band: int
     unexplained: int
@@ -81,14 +83,18 @@ def parity_report(bundle: Bundle, inputs: Mapping[str, Mapping[str, AnyArray]], 
     difference = {f"{graph}.{name}": _largest(value, answers["fp16"][graph][name])
                   for graph, found in answers["fp32"].items() for name, value in found.items()}
     full, half = (confidences_of(answers[p], gate, threshold) for p in ("fp32", "fp16"))
-    sides = [np.array([count_votes(vote).direction for vote in answers[p]["vote"]["logits"]])
-             for p in ("fp32", "fp16")]
-    stayed = sides[0] == sides[1]
+    tied = np.array([vote_margin(vote) for vote in answers["fp32"]["vote"]["logits"]]) <= TIE
     changed = (full >= threshold) != (half >= threshold)
     near = np.abs(full - threshold) <= BAND
-    return ParityReport(len(full), difference, float(np.abs(full - half)[stayed].max(initial=0.0)),
-                        int((~stayed).sum()), int((changed & near).sum()), int((changed & ~near).sum()),
-                        int((changed & ~near & stayed).sum()))
+    return ParityReport(len(full), difference, float(np.abs(full - half)[~tied].max(initial=0.0)),
+                        int(tied.sum()), int((changed & near).sum()), int((changed & ~near).sum()),
+                        int((changed & ~near & ~tied).sum()))
+
+
+def vote_margin(logits: AnyArray) -> float:
+    """How much likelier the least decided voter's choice is than its second; logits (K, 3, 3)."""
+    mean = np.sort(count_votes(logits).mean, -1)
+    return float((mean[:, -1] - mean[:, -2]).min())
 
 
 def confidences_of(answers: Mapping[str, Mapping[str, AnyArray]], gate: Gate, threshold: float) -> FloatArray:

@@ -28,8 +28,8 @@ def test_fp16_changes_verdicts_only_within_the_band(tmp_path: Path) -> None:
     report = half_precision(bundle, 300)
     assert report["rows"] == 300
     assert 0.0 < report["confidence"] < 1e-2
-    assert report["unexplained"] == 0  # a direction that was almost tied may turn over
-    assert report["changed_outside_band"] <= report["changed_direction"] <= 3
+    assert report["unexplained"] == 0  # a tie of votes may turn over, nothing else
+    assert report["tied"] < 30  # so that almost every row was held to it
     assert np.isfinite(list(report["difference"].values())).all()
     json.dumps(report)
 
