@@ -36,7 +36,6 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     login.add_routes(app, service)
     stream.add_routes(app, service)
     model.add_routes(app, service)
-    page.add_routes(app, service)
     state.add_routes(app, service)
     page.add_routes(app, service)
     return app

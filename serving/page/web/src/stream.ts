@@ -42,7 +42,7 @@ export class Stream {
     window.clearInterval(this.watch);
     window.clearTimeout(this.retry);
     window.removeEventListener("online", this.now);
-    this.socket?.close();
+    if (this.socket) quit(this.socket);
     this.events.state("closed", "");
   }
 
@@ -94,7 +94,7 @@ export class Stream {
     this.seq = 0;
     const socket = this.socket;
     this.socket = null;
-    socket?.close();
+    if (socket) quit(socket);
     this.later("a message is missing");
   }
 
@@ -134,9 +134,16 @@ export class Stream {
       if (performance.now() - this.heardAt > 3 * this.staleMs) { // a dead connection does not say so
         const socket = this.socket;
         this.socket = null;
-        socket.close();
+        quit(socket);
         this.later("no answer");
       }
     }
   }
+}
+
+/** Closed before it is open, a socket would write an error to the console. */
+function quit(socket: WebSocket): void {
+  socket.onmessage = null;
+  if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+  else socket.close();
 }
