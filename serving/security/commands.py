@@ -11,7 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -56,12 +56,12 @@ def add_user(
 
     Example: algospace user add ann --role trader --folder security
     """
-    from serving.access import ROLES, Role
+    from serving.access import ROLES
 
     if role not in ROLES:
         raise ConfigError(f"role '{role}': one of {', '.join(ROLES)}")
     log = _audit(folder)
-    _store(folder).add(name, cast(Role, role), _password(password_file))
+    _store(folder).add(name, role, _password(password_file))
     log.append(_event("user_added", name=name, given_role=role))
     typer.echo(f"{name} may log in as {role}")
 
