@@ -13,7 +13,8 @@ from serving.access import Authenticator
 from serving.bundle import Bundle
 from serving.calls import Calls
 from serving.guard import Guard
-from serving.routes import decide, health, login, model, page, state, stream
+from serving.metrics import Measured
+from serving.routes import decide, health, login, metrics, model, page, state, stream
 from serving.security.gate import Security
 from serving.service import AppSettings, Service
 
@@ -29,6 +30,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     if settings.security.origins:  # outside the guard: a preflight request carries no token
         app.add_middleware(CORSMiddleware, allow_origins=settings.security.origins, allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type"])
+    app.add_middleware(Measured, metrics=service.metrics)
     app.add_middleware(Calls, limits=settings.service)  # outermost: refusals have a trace and a log line too
 
     decide.add_routes(app, service)
@@ -36,6 +38,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     login.add_routes(app, service)
     stream.add_routes(app, service)
     model.add_routes(app, service)
+    metrics.add_routes(app, service)
     state.add_routes(app, service)
     page.add_routes(app, service)
     return app

@@ -20,6 +20,7 @@ import structlog
 
 from algospace.errors import InternalError
 from serving.aliases import Aliases
+from serving.metrics import Readings, tell_figures
 from serving.service import Service
 from serving.stream import EventLog, StreamSettings
 from serving.stream_state import Event, StreamState
@@ -48,6 +49,7 @@ class HubBody:
         self._configured = ""
         self._seen: dict[str, tuple[str, float]] = {}
         self._answers: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self._told: dict[str, tuple[float, Readings]] = {}
         self._news = asyncio.Event()
 
     async def attach(self, configured: str, aliases: Aliases) -> Attached:
@@ -121,6 +123,16 @@ class HubBody:
             self._answers.popitem(last=False)
         return value
 
+    async def report(self, replica: str, readings: Readings, seconds: float) -> None:
+        """A replica's figures, which count for so long."""
+        self._told[replica] = time.monotonic() + seconds, readings
+
+    async def reports(self) -> dict[str, Readings]:
+        """Replica -> its figures, of those that reported lately."""
+        now = time.monotonic()
+        self._told = {replica: told for replica, told in self._told.items() if told[0] > now}
+        return {replica: readings for replica, (_, readings) in self._told.items()}
+
     def _has_news(self, stream: str, seq: int, revision: int) -> bool:
         further = self._aliases is not None and self._aliases.revision > revision
         return stream != self._log.stream or self._log.seq != seq or further
@@ -175,7 +187,8 @@ class HubLink:
         if self._service.life.last_failure is not None:
             raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
         self._service.life.link = self
-        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive()),
+                       asyncio.create_task(tell_figures(self._service, self))]
 
     async def stop(self) -> None:
         """End the connection's tasks."""
@@ -198,6 +211,14 @@ class HubLink:
     async def remember(self, key: str, value: Any, seconds: float) -> Any:
         """See HubBody."""
         return await self._actor.remember.remote(key, value, seconds)
+
+    async def report(self, readings: Readings, seconds: float) -> None:
+        """See serving.metrics.Reports."""
+        await self._actor.report.remote(self.replica, readings, seconds)
+
+    async def reports(self) -> dict[str, Readings]:
+        """See serving.metrics.Reports."""
+        return dict(await self._actor.reports.remote())
 
     def _forward(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
         """From any thread."""

@@ -26,6 +26,7 @@ from serving.feature_state import FeatureSettings
 from serving.idempotency import Idempotency, IdempotencyTable, LocalIdempotency, Memory, SharedIdempotency
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.limits import LimitsSettings
+from serving.metrics import Metrics, MetricsSettings, reason_counts
 from serving.models import Model
 from serving.page.settings import PageSettings
 from serving.reading import FieldError, decision_inputs, faults
@@ -47,6 +48,7 @@ class AppSettings(FrozenConfig):
     features: FeatureSettings = FeatureSettings()
     page: PageSettings = PageSettings()
     service: LimitsSettings = LimitsSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 class Service:
@@ -62,6 +64,8 @@ class Service:
         self.idempotency: Idempotency = LocalIdempotency(IdempotencyTable(
             limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s))
         self.draining = False
+        self.metrics = Metrics(settings.metrics)
+        self.metrics.watch(self)
         self._tested: tuple[float, str, Decision | None, bool] = (-math.inf, "", None, False)
         self.decisions = 0
         self.last_ns: int | None = None
@@ -85,6 +89,7 @@ class Service:
         latency_ms = (time.perf_counter_ns() - started) / 1e6
         call.check("the decision was made")
         self._count(1)
+        self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
         answer = DecideResponse.of(decision, model.id, trace_id, latency_ms)
         response = Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, JSON)
@@ -109,6 +114,7 @@ class Service:
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
         self._count(len(read.kept))
+        self.metrics.decided_batch(reason_counts(decided), latency_ms / 1e3)
         call.notes |= {"rows": len(read.errors), "decided": len(read.kept), "model": model.id[:12]}
         content = (write_arrow if arrow else write_json)(read, decided, model.id, call)
         if decided is not None and limits.stream_batches:
