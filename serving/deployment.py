@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import structlog
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
@@ -43,17 +43,41 @@ _REPLICA_PORTS = 64
 _REPLICA_PORT_RANGE = (10_240, 32_768)
 
 
+SERVE_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""Switches of every process of a Serve cluster: HAProxy as the ingress, no per-request extras (docs/serving)."""
+
+
+class AutoscalingSettings(FrozenConfig):
+    """Between `replicas` and `max_replicas`, by the requests that each replica has in work."""
+
+    max_replicas: int = Field(ge=1, le=256)
+    target_ongoing_requests: float = Field(default=4.0, gt=0)
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=600.0, ge=0)
+
+
 class ServeSettings(FrozenConfig):
-    """One deployment of fixed size. A stale decision is worse than a 503, so queues are short."""
+    """One deployment, of fixed size unless `autoscaling` is set. A stale decision is worse than a 503, so queues
+    are short."""
 
     app: AppSettings = AppSettings()
     replicas: int = Field(default=1, ge=1, le=64)
     """At least 2 in production, so that one may die."""
+    autoscaling: AutoscalingSettings | None = None
+    drain_s: float = Field(default=5.0, ge=0, le=600)
+    """What a replica that is taken away gets for the requests it has in work."""
     cpus_per_replica: float = Field(default=0.5, ge=0)
     max_ongoing_requests: int = Field(default=32, ge=1)
     max_queued_requests: int = Field(default=64, ge=-1)
     cluster_cpus: int = Field(default=2, ge=1)
     """CPUs of the Ray instance that is started where none runs."""
+
+    @model_validator(mode="after")
+    def _there_is_room_to_grow(self) -> Self:
+        if self.autoscaling is not None and self.autoscaling.max_replicas < self.replicas:
+            raise ValueError(f"autoscaling.max_replicas = {self.autoscaling.max_replicas} is less than replicas = "
+                             f"{self.replicas}, the least")
+        return self
 
 
 def serve_environment(scratch: Path) -> dict[str, str]:
@@ -64,8 +88,7 @@ def serve_environment(scratch: Path) -> dict[str, str]:
     """
     first = free_ports(_REPLICA_PORTS)
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **SERVE_FLAGS,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
         # Serve waits this long, requests or none, before a replica may end (30 s by default).
@@ -206,13 +229,23 @@ def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) 
     from ray import serve
 
     deployment = serve.deployment(
-        name="decider", num_replicas=settings.replicas, max_ongoing_requests=settings.max_ongoing_requests,
+        name="decider", **_size(settings), max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
-        ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=5,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.5)
     values = settings.app.model_dump(mode="json")
-    shared = settings.replicas > 1
+    values["metrics"]["replicas"] = settings.replicas
+    shared = settings.replicas > 1 or settings.autoscaling is not None
     return deployment(serve.ingress()(Replica)).bind(str(bundle_dir), digest, values, shared)
+
+
+def _size(settings: ServeSettings) -> dict[str, Any]:
+    """How many replicas, as Serve's options say it."""
+    growth = settings.autoscaling
+    if growth is None:
+        return {"num_replicas": settings.replicas}
+    return {"autoscaling_config": {
+        "min_replicas": settings.replicas, "initial_replicas": settings.replicas, **growth.model_dump()}}
 
 
 class Replica:

@@ -1,0 +1,49 @@
+"""What `serve deploy` and KubeRay import: the application that a Serve configuration names.
+
+    applications:
+      - {name: algospace, route_prefix: /, import_path: "serving.serve_app:build",
+         args: {bundle: /models/es, config: configs/serve/production.yaml}}
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from algospace.config import FrozenConfig, load_config, read_yaml
+from algospace.errors import ConfigError
+from serving.auth import TOKEN_VARIABLE, resolve_token, token_digest
+from serving.bundle import load_bundle
+from serving.deployment import ServeSettings, build_application
+from serving.security.settings import refuse_secrets
+
+
+class Arguments(FrozenConfig):
+    """`args` of the application, paths all nodes see. `token_file`: for mode token; or ALGOSPACE_TOKEN."""
+
+    bundle: Path
+    config: Path | None = None
+    replicas: int | None = Field(default=None, ge=1, le=64)
+    token_file: Path | None = None
+
+
+def build(arguments: dict[str, Any]) -> Any:
+    """The Serve application. ConfigError or BundleError before anything is deployed if something is wrong."""
+    wanted = Arguments.model_validate(arguments)
+    settings = ServeSettings()
+    if wanted.config is not None:
+        refuse_secrets(read_yaml(wanted.config), wanted.config)
+        settings = load_config(ServeSettings, wanted.config)
+    if wanted.replicas is not None:
+        settings = ServeSettings.model_validate(settings.model_dump() | {"replicas": wanted.replicas})
+    load_bundle(wanted.bundle)
+    if settings.app.security.mode == "jwt":
+        return build_application(wanted.bundle.resolve(), token_digest(secrets.token_urlsafe(32)), settings)
+    token, made_up = resolve_token(wanted.token_file)
+    if made_up:
+        raise ConfigError(f"no token: nobody would see a made-up one here; set {TOKEN_VARIABLE} or token_file, or "
+                          "use security.mode jwt")
+    return build_application(wanted.bundle.resolve(), token_digest(token), settings)

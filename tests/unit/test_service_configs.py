@@ -1,0 +1,158 @@
+"""Serve configurations, KubeRay's manifest and the images: they load, agree and keep production's promises."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from algospace import __version__
+from algospace.config import load_config
+from algospace.errors import ConfigError
+from serving.deployment import SERVE_FLAGS, ServeSettings, serve_environment
+from serving.serve_app import Arguments, build
+from tests.conftest import REPOSITORY
+from tests.serving_market import random_bundle
+
+SERVE, CLUSTER = REPOSITORY / "configs" / "serve", REPOSITORY / "configs" / "cluster"
+PRODUCTION = ("production", "production-autoscaling")
+
+
+def serve_config() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CLUSTER / "serve-production.yaml").read_text())
+    return found
+
+
+def manifest() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CLUSTER / "rayservice.yaml").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_is_signed_replicated_documented_nowhere_and_drains(name: str) -> None:
+    settings = load_config(ServeSettings, SERVE / f"{name}.yaml")
+    assert settings.replicas >= 2
+    assert settings.app.security.mode == "jwt"
+    assert not settings.app.service.openapi
+    assert settings.app.lifecycle.require_checks
+    assert settings.drain_s * 1000 > settings.app.service.deadline_ms
+    assert settings.max_queued_requests <= 64
+    assert (settings.autoscaling is not None) == name.endswith("autoscaling")
+
+
+def test_both_production_profiles_differ_in_size_only() -> None:
+    one, other = (load_config(ServeSettings, SERVE / f"{name}.yaml").model_dump() for name in PRODUCTION)
+    assert one.pop("autoscaling") is None
+    assert other.pop("autoscaling") is not None
+    assert one == other
+
+
+def test_dev_is_one_replica_with_a_token() -> None:
+    settings = load_config(ServeSettings, SERVE / "dev.yaml")
+    assert (settings.replicas, settings.app.security.mode) == (1, "token")
+
+
+def test_autoscaling_below_the_least_is_refused() -> None:
+    with pytest.raises(ValueError, match="less than replicas"):
+        ServeSettings.model_validate({"replicas": 4, "autoscaling": {"max_replicas": 2}})
+
+
+def test_the_switches_are_on_wherever_a_cluster_is_started(tmp_path: Path) -> None:
+    assert SERVE_FLAGS.items() <= serve_environment(tmp_path).items()
+    spec = manifest()["spec"]["rayClusterConfig"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            assert SERVE_FLAGS.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
+    head = (CLUSTER / "serve-production.yaml").read_text()
+    assert all(f"{name}={value}" in head for name, value in SERVE_FLAGS.items())
+
+
+def test_serve_accepts_the_configuration_and_its_parts_exist() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    (application,) = ServeDeploySchema.model_validate(serve_config()).applications
+    module, _, name = str(application.import_path).partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    arguments = Arguments.model_validate(application.args)
+    assert arguments.config is not None
+    load_config(ServeSettings, REPOSITORY / arguments.config)
+
+
+def test_what_is_deployed_is_the_configured_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = random_bundle(tmp_path / "bundle")
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+    arguments = {"bundle": str(bundle.directory), "config": str(SERVE / "dev.yaml")}
+    deployment = build(arguments | {"replicas": 3})._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.init_args[2]["metrics"]["replicas"] == 3
+    monkeypatch.delenv("ALGOSPACE_TOKEN")
+    with pytest.raises(ConfigError, match="nobody would see"):
+        build(arguments)
+
+
+def schema_errors(document: dict[str, Any]) -> list[str]:
+    schema = yaml.safe_load((REPOSITORY / "tests" / "fixtures" / "kuberay_schema.yaml").read_text())
+    validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/RayService"})
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def test_every_field_of_the_manifest_is_one_of_kuberay() -> None:
+    assert schema_errors(manifest()) == []
+
+
+@pytest.mark.parametrize("damage", [
+    lambda d: d["spec"].update(serveConfig={}),
+    lambda d: d["spec"].update(serveConfigV2={"applications": []}),
+    lambda d: d["spec"].update(upgradeStrategy={"type": "Rolling"}),
+    lambda d: d["spec"]["rayClusterConfig"]["workerGroupSpecs"][0].update(maxReplicas="4"),
+    lambda d: d.update(kind="RayServe"),
+])
+def test_the_check_finds_what_is_wrong(damage: Any) -> None:
+    broken = copy.deepcopy(manifest())
+    damage(broken)
+    assert schema_errors(broken)
+
+
+def test_the_manifest_deploys_the_same_configuration_and_pinned_versions() -> None:
+    spec = manifest()["spec"]
+    assert yaml.safe_load(spec["serveConfigV2"]) == serve_config()
+    cluster = spec["rayClusterConfig"]
+    pinned = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert cluster["rayVersion"] == pinned[1]
+    assert cluster["authOptions"] == {"mode": "token"}
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    for pod in (group["template"]["spec"] for group in groups):
+        (container,) = pod["containers"]
+        assert container["image"] == f"algospace:{__version__}"
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+
+
+def test_the_workers_hold_the_replicas_and_outlast_their_drain() -> None:
+    settings = load_config(ServeSettings, SERVE / "production.yaml")
+    (workers,) = manifest()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    processors = int(pod["containers"][0]["resources"]["requests"]["cpu"])
+    assert workers["minReplicas"] >= 2
+    assert (workers["minReplicas"] - 1) * processors >= settings.replicas * settings.cpus_per_replica
+    assert pod["terminationGracePeriodSeconds"] > settings.drain_s
+
+
+@pytest.mark.parametrize(("name", "base"), [("Dockerfile", "cpu"), ("Dockerfile.gpu", "cu128")])
+def test_images_are_pinned_hold_no_secret_and_differ_where_they_must(name: str, base: str) -> None:
+    """Text only: no image has been built here."""
+    text = (CLUSTER / name).read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert re.fullmatch(rf"FROM rayproject/ray:\d+\.\d+\.\d+-py311-{base}", lines[0])
+    torch = re.search(r"^torch==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert f"torch=={torch[1]}" in text
+    assert text.count("-c constraints.txt") == 2
+    assert not re.search(r"^(ENV|ARG).*(TOKEN|PASSWORD|SECRET|KEY)|^USER root|^ADD |:latest|curl|wget", text, re.M)
+    assert f"algospace:{__version__}" in text
