@@ -31,6 +31,7 @@ from serving.app import create_app
 from serving.auth import token_digest
 from serving.bundle import load_bundle
 from serving.hub_actor import HubLink, close_hub, open_hub
+from serving.logs import configure_logs
 from serving.security.gate import make_authenticator
 from serving.service import AppSettings
 
@@ -257,6 +258,7 @@ class Replica:
 
         torch.set_num_threads(1)
         app_settings = AppSettings.model_validate(settings)
+        configure_logs(app_settings.logs)
         self._app = create_app(load_bundle(bundle_dir), app_settings,
                                make_authenticator(app_settings.security, digest))
         if shared:

@@ -22,6 +22,7 @@ from algospace.execution.decision import Decision
 from serving.aliases import Alias, Aliases, Check, ModelRef
 from serving.bundle import Bundle, load_bundle
 from serving.decider import DecisionInputs
+from serving.logs import LogSettings, log_decision
 from serving.mlflow_source import Registry, is_registry_uri
 from serving.models import Model
 from serving.shadow import ShadowRunner
@@ -107,13 +108,16 @@ class Lifecycle:
         self._latencies: list[float] = []
         self._latency_due = 0.0
         self.last_failure: str | None = None
+        self.logs = LogSettings()
         self.announce()
 
     def decided(self, model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
                 latency_ms: float) -> None:
         """Tell the stream and the shadow of a decision whose answer is made. Some 10 µs."""
         hub = self._host.hub
-        hub.publish("decision", decision_data(model, inputs, decision, trace_id, latency_ms))
+        data = decision_data(model, inputs, decision, trace_id, latency_ms)
+        hub.publish("decision", data)
+        log_decision(self.logs, data)
         if self._runner is not None:
             self._runner.offer(inputs, decision, model.id, trace_id)
         self._latencies.append(latency_ms)

@@ -24,6 +24,7 @@ from algospace.config import FrozenConfig
 from algospace.execution.decision import Reason
 from algospace.execution.result import REASONS
 from serving.access import OPEN_PATHS, is_open, route_of
+from serving.calls import call_of
 
 if TYPE_CHECKING:
     from serving.batch import BatchDecisions
@@ -37,8 +38,10 @@ DECISION_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.
 REQUEST_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ALONE = "local"
 """The replica's name where there are no others."""
+REFUSALS = frozenset({401, 403, 408, 413, 429, 431, 503})
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "WS"})
 _NO_STATUS = 500
+_REFUSALS_LOGGED = 600
 
 
 class MetricsSettings(FrozenConfig):
@@ -152,7 +155,7 @@ class Metrics:
         self._made["algospace_requests_total"].labels(route, method, str(status)).inc()
         if method != "WS":
             self._made["algospace_request_seconds"].labels(route).observe(seconds)
-        if status in (401, 403, 408, 413, 429, 431, 503):
+        if status in REFUSALS:
             self.refused(status)
 
     def refused(self, status: int) -> None:
@@ -292,10 +295,11 @@ def _label(path: str) -> str:
 
 
 class Measured:
-    """ASGI middleware, outermost but one: counts every answer, refusals too."""
+    """ASGI middleware, outermost but one: counts every answer, and logs refusals, 600 a minute at most."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self._metrics = app, metrics
+        self._until, self._lines = 0.0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -313,11 +317,26 @@ class Measured:
                 status = message["status"]
             elif not status and kind in ("websocket.accept", "websocket.close"):
                 status = 101 if kind == "websocket.accept" else 403
-                self._metrics.requested(scope["path"], method, status, 0.0)
+                self._answered(scope, method, status, 0.0)
             await send(message)
 
         try:
             await self.app(scope, receive, seen)
         finally:
             if not socket or (status and status not in (101, 403)):
-                self._metrics.requested(scope["path"], method, status or _NO_STATUS, time.perf_counter() - began)
+                self._answered(scope, method, status or _NO_STATUS, time.perf_counter() - began)
+
+    def _answered(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        self._metrics.requested(scope["path"], method, status, seconds)
+        if status not in REFUSALS:
+            return
+        now = time.monotonic()
+        if now >= self._until:
+            self._until, self._lines = now + 60.0, 0
+        self._lines += 1
+        if self._lines <= _REFUSALS_LOGGED:
+            principal = scope.get("state", {}).get("principal")
+            _LOG.info("refused", method=method, path=scope["path"][:200], status=status,
+                      trace_id=call_of(scope).trace_id, user=getattr(principal, "user", None))
+        elif self._lines == _REFUSALS_LOGGED + 1:
+            _LOG.warning("refusals_not_logged", until_s=round(self._until - now))

@@ -26,6 +26,7 @@ from serving.feature_state import FeatureSettings
 from serving.idempotency import Idempotency, IdempotencyTable, LocalIdempotency, Memory, SharedIdempotency
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.limits import LimitsSettings
+from serving.logs import LogSettings
 from serving.metrics import Metrics, MetricsSettings, reason_counts
 from serving.models import Model
 from serving.page.settings import PageSettings
@@ -49,6 +50,7 @@ class AppSettings(FrozenConfig):
     page: PageSettings = PageSettings()
     service: LimitsSettings = LimitsSettings()
     metrics: MetricsSettings = MetricsSettings()
+    logs: LogSettings = LogSettings()
 
 
 class Service:
@@ -66,6 +68,7 @@ class Service:
         self.draining = False
         self.metrics = Metrics(settings.metrics)
         self.metrics.watch(self)
+        self.life.logs = settings.logs
         self._tested: tuple[float, str, Decision | None, bool] = (-math.inf, "", None, False)
         self.decisions = 0
         self.last_ns: int | None = None
