@@ -27,6 +27,7 @@ PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
     ("POST", "/v1/decide"): frozenset({"trader", "admin"}),
     ("POST", "/v1/decide/batch"): frozenset({"trader", "admin"}),
     ("POST", "/v1/decide/bars"): frozenset({"trader", "admin"}),
+    ("POST", "/v1/explain"): frozenset({"trader", "risk", "admin"}),
     ("GET", "/v1/state"): _ALL,
     ("GET", "/v1/openapi.json"): _ALL,
     ("WS", "/v1/stream"): _ALL,
@@ -44,7 +45,8 @@ PERMISSIONS: Mapping[tuple[str, str], frozenset[Role]] = {
 AUDITED = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 """Methods whose admitted requests leave a line in the audit log, with their answer's status, unless the route is
 in UNAUDITED."""
-UNAUDITED = frozenset({("POST", "/v1/decide"), ("POST", "/v1/decide/batch"), ("POST", "/v1/decide/bars")})
+UNAUDITED = frozenset({("POST", "/v1/decide"), ("POST", "/v1/decide/batch"), ("POST", "/v1/decide/bars"),
+                       ("POST", "/v1/explain")})
 """Routes that change nothing, though they are POST."""
 
 

@@ -14,7 +14,7 @@ from serving.bundle import Bundle
 from serving.calls import Calls
 from serving.guard import Guard
 from serving.metrics import Measured
-from serving.routes import decide, health, login, metrics, model, page, state, stream
+from serving.routes import decide, explain, health, login, metrics, model, page, state, stream
 from serving.security.gate import Security
 from serving.service import AppSettings, Service
 
@@ -34,6 +34,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     app.add_middleware(Calls, limits=settings.service)  # outermost: refusals have a trace and a log line too
 
     decide.add_routes(app, service)
+    explain.add_routes(app, service)
     health.add_routes(app, service)
     login.add_routes(app, service)
     stream.add_routes(app, service)

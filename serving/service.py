@@ -22,6 +22,7 @@ from serving.batch_arrow import MEDIA_TYPE
 from serving.batch_service import JSON, decide_passes, read_arrow, read_json, tell_rows, write_arrow, write_json
 from serving.bundle import Bundle
 from serving.calls import Call
+from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import Idempotency, IdempotencyTable, LocalIdempotency, Memory, SharedIdempotency
 from serving.lifecycle import Lifecycle, LifecycleSettings
@@ -49,6 +50,7 @@ class AppSettings(FrozenConfig):
     features: FeatureSettings = FeatureSettings()
     page: PageSettings = PageSettings()
     service: LimitsSettings = LimitsSettings()
+    explain: ExplainSettings = ExplainSettings()
     metrics: MetricsSettings = MetricsSettings()
     logs: LogSettings = LogSettings()
 
