@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from algospace.errors import ConfigError
 from tests.tune_sweep import RATE, tiny_base, tiny_tune
-from training import bundling, tune_trial
+from training import bundling
 from training.config import RunConfig, TuningConfig
 from training.dataset import Dataset, Split
 from training.evaluation.validation_parts import calibrated_part, gate_part, scored_part
+from training.sweep import trial
 
 BASE = tiny_base()
 TUNED = BASE.model_copy(update={"tuning": TuningConfig(sweep="s", config_hash="0", trials=3)})
@@ -61,13 +62,13 @@ def test_the_bundle_is_calibrated_there(config: RunConfig, monkeypatch: pytest.M
 
 def test_a_trial_is_scored_on_the_other_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(tune_trial.TrialRun, "_phases_before",
+    monkeypatch.setattr(trial.TrialRun, "_phases_before",
                         lambda _: (tmp_path, Dataset(SPLIT, SPLIT, (), "")))
-    monkeypatch.setattr(tune_trial, "core_spec", lambda *_: {})
-    monkeypatch.setattr(tune_trial, "experts_hash", lambda _: "")
-    monkeypatch.setattr(tune_trial, "_judging_unit", lambda _: 1.0)
-    monkeypatch.setattr(tune_trial, "ValidationScorer", lambda *found: seen.append(found) or SimpleNamespace())
-    tune_trial.TrialRun(tune_trial.Plan(tmp_path, tiny_tune(), BASE), {RATE: 0.002}, tmp_path)
+    monkeypatch.setattr(trial, "core_spec", lambda *_: {})
+    monkeypatch.setattr(trial, "experts_hash", lambda _: "")
+    monkeypatch.setattr(trial, "_judging_unit", lambda _: 1.0)
+    monkeypatch.setattr(trial, "ValidationScorer", lambda *found: seen.append(found) or SimpleNamespace())
+    trial.TrialRun(trial.Plan(tmp_path, tiny_tune(), BASE), {RATE: 0.002}, tmp_path)
     (spec, split, *_), = seen
     assert split == scored_part(BASE, SPLIT)
     assert (spec["start"], spec["stop"]) == (split.start, split.stop)
