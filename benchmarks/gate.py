@@ -151,7 +151,8 @@ class Desks:
         rows = usable[np.linspace(0, usable.size - 1, count).round().astype(np.int64)]
         ways = rng.choice((-1, 1), count)
         open_gate = Gate(gate.config, gate.temperature, 0.0)
-        passed, waiting = 0, []
+        waiting: list[tuple[int, bool]] = []
+        passed = 0
         for first in range(0, count, 256):
             part = rows[first:first + 256]
             accounts = np.zeros(part.size, ACCOUNT_DTYPE)
