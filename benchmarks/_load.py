@@ -1,0 +1,146 @@
+"""Requests at a fixed rate over kept-alive connections, each tried again until it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlparse
+
+Judge = Callable[[int, dict[str, Any]], str | None]
+"""(number of the request, answer) -> what is wrong with it."""
+_PAUSE_S = 0.05
+
+
+@dataclass
+class Outcome:
+    """What became of the requests; milliseconds count from a request's due time to its answer."""
+
+    sent: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    accepted_ms: list[float] = field(default_factory=list)
+    refused_ms: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    retried: int = 0
+    broken: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+
+
+class Connection:
+    """One kept-alive HTTP/1.1 connection."""
+
+    def __init__(self, url: str, token: str) -> None:
+        address = urlparse(url)
+        self._host, self._port, self._token = address.hostname or "127.0.0.1", address.port or 80, token
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> tuple[int, bytes]:
+        """(status, body); OSError if the connection breaks or nothing comes in time."""
+        lines = [f"POST {path} HTTP/1.1", f"Host: {self._host}", f"Authorization: Bearer {self._token}",
+                 "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._streams is None:
+                    self._streams = await asyncio.open_connection(self._host, self._port)
+                reader, writer = self._streams
+                writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                found = {name.lower(): value.strip() for name, _, value in (h.partition(":") for h in head[1:])}
+                answer = await reader.readexactly(int(found.get("content-length", "0")))
+            if found.get("connection", "").lower() == "close":
+                self.close()
+            return int(head[0].split()[1]), answer
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+            self.close()
+            raise ConnectionError(type(error).__name__) from None
+
+    def close(self) -> None:
+        """Close it; the next request opens another."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """`rate` requests per second for `seconds`, over at most `connections`. `patience_s`: how long a request is
+    tried again after a broken connection or a 503, with its own idempotency key; 0: never."""
+
+    url: str
+    token: str
+    bodies: list[bytes]
+    rate: float
+    seconds: float
+    connections: int = 32
+    patience_s: float = 20.0
+    deadline_ms: float | None = None
+
+    async def run(self, judge: Judge) -> Outcome:
+        """Send everything and wait for the last answer."""
+        outcome, free = Outcome(), asyncio.LifoQueue[Connection]()
+        lines = [Connection(self.url, self.token) for _ in range(self.connections)]
+        for line in lines:
+            free.put_nowait(line)
+        started, tasks = time.perf_counter() + 0.1, set()
+        for number in range(round(self.rate * self.seconds)):
+            due = started + number / self.rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            task = asyncio.create_task(self._one(number, due, free, outcome, judge))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        for line in lines:
+            line.close()
+        return outcome
+
+    async def _one(self, number: int, due: float, free: asyncio.LifoQueue[Connection], outcome: Outcome,
+                   judge: Judge) -> None:
+        outcome.sent += 1
+        headers = {"x-request-start": f"{(time.time() - (time.perf_counter() - due)) * 1e3:.3f}"}
+        if self.patience_s:
+            headers["Idempotency-Key"] = f"load-{due:.6f}-{number}"
+        if self.deadline_ms is not None:
+            headers["x-deadline-ms"] = f"{self.deadline_ms:g}"
+        line, tries, why = await free.get(), 0, ""
+        try:
+            while tries == 0 or time.perf_counter() - due < self.patience_s:
+                tries += 1
+                if tries > 1:
+                    outcome.retried += tries == 2
+                    await asyncio.sleep(_PAUSE_S)
+                    headers.pop("x-request-start", None)  # the deadline counts from this try
+                began = time.perf_counter()
+                try:
+                    status, body = await line.ask("/v1/decide", self.bodies[number % len(self.bodies)], headers,
+                                                  10.0)
+                except ConnectionError as error:
+                    outcome.broken, why = outcome.broken + 1, str(error)
+                    continue
+                outcome.statuses[status] += 1
+                if status == 503:
+                    outcome.refused_ms.append((time.perf_counter() - began) * 1e3)
+                    why = "503"
+                    continue
+                outcome.accepted_ms.append((time.perf_counter() - due) * 1e3)
+                self._judge(number, status, body, outcome, judge)
+                return
+            outcome.lost.append(f"request {number}: {why} after {tries} tries")
+        finally:
+            free.put_nowait(line)
+
+    @staticmethod
+    def _judge(number: int, status: int, body: bytes, outcome: Outcome, judge: Judge) -> None:
+        if status != 200:
+            outcome.wrong.append(f"request {number}: {status} {body[:120]!r}")
+            return
+        answer = json.loads(body)
+        outcome.models[answer["model"][:12]] += 1
+        fault = judge(number, answer)
+        if fault:
+            outcome.wrong.append(f"request {number}: {fault}")

@@ -1,0 +1,220 @@
+"""The service when things go wrong, on 127.0.0.1: `python -m benchmarks.reliability kill|switch|overload|all`.
+
+kill: two replicas, one of them is killed every 30 s: every answer is what the policy in this process decides, none
+is lost; requests in flight are sent again by the client. switch: the champion changes every few seconds in use:
+no request fails or is sent again, each answer is its model's. overload: 5 times what one replica can do: 503 at
+once, and what is accepted comes within the deadline. Exit code 1 if a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.gate import GateConfig
+from benchmarks._load import Judge, Load, Outcome
+from serving.bundle import Bundle
+from serving.client import request_of
+from serving.deployment import ServeSettings, start_service
+from serving.policy import BundlePolicy
+from tests.serving_market import accounts, random_bundle, rows, serving_table
+
+TOKEN = "a-token-of-enough-length"
+_CONFIDENCE_TOLERANCE = 1e-5
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Requests and, by model, what the policy in this process answers to each."""
+
+    bodies: list[bytes]
+    expected: dict[str, list[Any]]
+
+    def judge(self, number: int, answer: dict[str, Any]) -> str | None:
+        """What is wrong with an answer."""
+        known = self.expected.get(answer["model"])
+        if known is None:
+            return f"an unknown model {answer['model'][:12]}"
+        decision = known[number % len(known)]
+        found = (answer["reason"], answer["direction"], answer["proposal"]["contracts"])
+        wanted = (decision.reason.value, decision.direction, decision.proposal.contracts)
+        if found != wanted or abs(answer["confidence"] - decision.confidence) > _CONFIDENCE_TOLERANCE:
+            return f"{found}, {answer['confidence']} instead of {wanted}, {decision.confidence}"
+        return None
+
+
+def questions(bundles: list[Bundle], count: int = 60) -> Questions:
+    """Requests of a random market, and the answers of each bundle."""
+    table = serving_table()
+    policies = [BundlePolicy(bundle, table) for bundle in bundles]
+    asked = [(row, account) for row in rows(table, count // 2) for account in accounts(table, row)[:2]]
+    bodies = [json.dumps(request_of(bundles[0], policies[0].inputs(row, account))).encode()
+              for row, account in asked]
+    return Questions(bodies, {bundle.id: [policy.decide(row, account) for row, account in asked]
+                              for bundle, policy in zip(bundles, policies, strict=True)})
+
+
+def settings(**changes: Any) -> ServeSettings:
+    """A small service whose models can be switched; `changes` at the top level."""
+    app = {"lifecycle": {"require_checks": False}, "service": {"log_requests": "none"},
+           "security": {"rates": {"requests": "1000000/second"}}} | changes.pop("app", {})
+    return ServeSettings.model_validate({"app": app, "cpus_per_replica": 0.4} | changes)
+
+
+async def every(seconds: float, action: Callable[[], Any], done: list[Any]) -> None:
+    """Do `action` again and again, in a thread; what it returned is added to `done`."""
+    while True:
+        await asyncio.sleep(seconds)
+        done.append(await asyncio.to_thread(action))
+
+
+async def under_load(load: Load, judge: Judge, seconds: float, action: Callable[[], Any]) -> tuple[Outcome, list]:
+    """Run `load` while `action` is done every so many seconds."""
+    done: list[Any] = []
+    task = asyncio.create_task(every(seconds, action, done))
+    try:
+        outcome = await load.run(judge)
+        if task.done():
+            task.result()
+        return outcome, done
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def kill_a_replica() -> str:
+    """End the process of one replica, if there is another; its name, or nothing."""
+    import ray
+    from ray.util import list_named_actors
+
+    names = sorted(actor["name"] for actor in list_named_actors(all_namespaces=True)
+                   if actor["name"].startswith("SERVE_REPLICA::") and "decider" in actor["name"])
+    if len(names) < 2:
+        return ""
+    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+    return str(names[0].rpartition("#")[2])
+
+
+def kill(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Replicas are killed; nothing is lost and nothing is wrong."""
+    bundle = random_bundle(folder / "kill")
+    asked = questions([bundle])
+    with start_service(bundle.directory, TOKEN, None, settings(replicas=2)) as service:
+        load = Load(service.url, TOKEN, asked.bodies, options.rate, options.seconds)
+        outcome, killed = asyncio.run(under_load(load, asked.judge, options.every, kill_a_replica))
+    killed = [name for name in killed if name]
+    must = [] if killed else ["no replica was killed: give --seconds more than --every"]
+    return figures(outcome) | {"killed": len(killed)}, must + faults(outcome)
+
+
+def switch(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The champion changes; no request fails, none is sent again."""
+    bundles = [random_bundle(folder / f"switch-{seed}", seed=seed) for seed in (0, 1)]
+    asked, turn = questions(bundles), [0]
+
+    def change() -> float:
+        turn[0] += 1
+        body = json.dumps({"source": str(bundles[turn[0] % 2].directory.resolve())}).encode()
+        request = urllib.request.Request(f"{service.url}/v1/model", data=body, headers={
+            "Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return float(json.loads(answer.read())["seconds"])
+
+    with start_service(bundles[0].directory, TOKEN, None, settings(replicas=options.replicas)) as service:
+        load = Load(service.url, TOKEN, asked.bodies, options.rate, options.seconds)
+        outcome, switched = asyncio.run(under_load(load, asked.judge, options.switch_every, change))
+    must = faults(outcome)
+    if outcome.retried or outcome.broken:
+        must.append(f"{outcome.retried} requests were sent again")
+    if len(outcome.models) < 2:
+        must.append("only one model has answered: give more --seconds")
+    return figures(outcome) | {"switches": len(switched), "switch_s": round(max(switched, default=0.0), 3)}, must
+
+
+def overload(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Five times the capacity of one replica; its decisions are made heavy (--iterations masks), so that the load
+    can be made on the same machine."""
+    bundle = random_bundle(folder / "overload",
+                           gate=GateConfig(confidence_threshold=0.25, iterations=options.iterations))
+    asked = questions([bundle], 8)
+    few = settings(max_ongoing_requests=8, max_queued_requests=8,
+                   app={"service": {"deadline_ms": options.deadline_ms, "log_requests": "none"}})
+    with start_service(bundle.directory, TOKEN, None, few) as service:
+        asyncio.run(Load(service.url, TOKEN, asked.bodies, 20.0, 1.0).run(asked.judge))  # warm
+        began = time.perf_counter()
+        probe = Load(service.url, TOKEN, asked.bodies, 1e6, 2e-4, connections=4)  # 200 requests, 4 at a time
+        asyncio.run(probe.run(asked.judge))
+        capacity = 200 / (time.perf_counter() - began)
+        load = Load(service.url, TOKEN, asked.bodies, 5.0 * capacity, options.seconds, connections=512,
+                    patience_s=0.0, deadline_ms=options.deadline_ms)
+        outcome = asyncio.run(load.run(asked.judge))
+        still = asyncio.run(Load(service.url, TOKEN, asked.bodies, 10.0, 1.0).run(asked.judge))
+    found = figures(outcome) | {"capacity_rps": round(capacity), "offered_rps": round(5 * capacity),
+                                "refused_p99_ms": percentile(outcome.refused_ms, 99)}
+    must = outcome.wrong[:_SHOWN] + faults(still)
+    if not outcome.statuses[503] or not outcome.accepted_ms:
+        must.append("not both accepted and refused: no overload, or no service")
+    if found["p99_ms"] > options.deadline_ms:
+        must.append(f"p99 of accepted requests is {found['p99_ms']} ms, the deadline {options.deadline_ms:g} ms")
+    if found["refused_p99_ms"] > options.deadline_ms:
+        must.append(f"p99 of refusals is {found['refused_p99_ms']} ms: not quickly")
+    return found, must
+
+
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """One row of the table."""
+    return {"sent": outcome.sent, "ok": outcome.statuses[200], "503": outcome.statuses[503],
+            "wrong": len(outcome.wrong), "lost": len(outcome.lost), "retried": outcome.retried,
+            "p50_ms": percentile(outcome.accepted_ms, 50), "p99_ms": percentile(outcome.accepted_ms, 99)}
+
+
+def faults(outcome: Outcome) -> list[str]:
+    """Wrong and lost answers, the first of them."""
+    return outcome.wrong[:_SHOWN] + outcome.lost[:_SHOWN]
+
+
+def percentile(values: list[float], q: float) -> float:
+    """Milliseconds with two digits behind the point; infinite where there are none."""
+    return round(float(np.percentile(values, q)), 2) if values else float("inf")
+
+
+SCENARIOS = {"kill": kill, "switch": switch, "overload": overload}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Play the scenarios and print their figures; 1 if a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", nargs="?", choices=[*SCENARIOS, "all"], default="all")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of load; the long form of kill takes 600")
+    parser.add_argument("--rate", type=float, default=100.0, help="decisions per second (kill, switch)")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two kills")
+    parser.add_argument("--switch-every", type=float, default=5.0, help="seconds between two switches")
+    parser.add_argument("--replicas", type=int, default=1, help="of switch")
+    parser.add_argument("--iterations", type=int, default=256, help="masks per decision (overload)")
+    parser.add_argument("--deadline-ms", type=float, default=250.0, help="of overload")
+    options = parser.parse_args(arguments)
+    broken = False
+    for name in SCENARIOS if options.scenario == "all" else [options.scenario]:
+        with tempfile.TemporaryDirectory() as folder:
+            row, must = SCENARIOS[name](options, Path(folder))
+        print(f"{name:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        for line in must:
+            print(f"  BROKEN: {line}", file=sys.stderr, flush=True)
+        broken |= bool(must)
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
