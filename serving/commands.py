@@ -16,10 +16,11 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
-    from serving import model_commands
+    from serving import doctor, model_commands
     from serving.security import commands as security
 
     app.command("serve")(serve)
+    app.command("doctor")(doctor.doctor)
     model_commands.register(app)
     security.register(app)
 
