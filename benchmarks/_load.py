@@ -52,11 +52,11 @@ class Connection:
                 writer.write("\r\n".join([*lines, "", ""]).encode() + body)
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 found = {name.lower(): value.strip() for name, _, value in (h.partition(":") for h in head[1:])}
-                answer = await reader.readexactly(int(found.get("content-length", "0")))
+                answer = await _body(reader, found)
             if found.get("connection", "").lower() == "close":
                 self.close()
             return int(head[0].split()[1]), answer
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+        except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
             self.close()
             raise ConnectionError(type(error).__name__) from None
 
@@ -65,6 +65,17 @@ class Connection:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """The rest of an answer, in one piece or in chunks (Serve's own refusals)."""
+    if "chunked" not in headers.get("transfer-encoding", ""):
+        return await reader.readexactly(int(headers.get("content-length", "0")))
+    parts = []
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    await reader.readexactly(2)
+    return b"".join(parts)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ class Load:
                 outcome.accepted_ms.append((time.perf_counter() - due) * 1e3)
                 self._judge(number, status, body, outcome, judge)
                 return
-            outcome.lost.append(f"request {number}: {why} after {tries} tries")
+            if why != "503" or self.patience_s:  # who does not try again has been told no
+                outcome.lost.append(f"request {number}: {why} after {tries} tries")
         finally:
             free.put_nowait(line)
 

@@ -60,10 +60,10 @@ def questions(bundles: list[Bundle], count: int = 60) -> Questions:
     table = serving_table()
     policies = [BundlePolicy(bundle, table) for bundle in bundles]
     asked = [(row, account) for row in rows(table, count // 2) for account in accounts(table, row)[:2]]
-    bodies = [json.dumps(request_of(bundles[0], policies[0].inputs(row, account))).encode()
-              for row, account in asked]
-    return Questions(bodies, {bundle.id: [policy.decide(row, account) for row, account in asked]
-                              for bundle, policy in zip(bundles, policies, strict=True)})
+    inputs = [policies[0].inputs(row, account) for row, account in asked]  # the regime is the first bundle's
+    return Questions([json.dumps(request_of(bundles[0], found)).encode() for found in inputs],
+                     {bundle.id: [policy.decider.decide(found) for found in inputs]
+                      for bundle, policy in zip(bundles, policies, strict=True)})
 
 
 def settings(**changes: Any) -> ServeSettings:
@@ -162,8 +162,9 @@ def overload(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any],
         outcome = asyncio.run(load.run(asked.judge))
         still = asyncio.run(Load(service.url, TOKEN, asked.bodies, 10.0, 1.0).run(asked.judge))
     found = figures(outcome) | {"capacity_rps": round(capacity), "offered_rps": round(5 * capacity),
+                                "refused_p50_ms": percentile(outcome.refused_ms, 50),
                                 "refused_p99_ms": percentile(outcome.refused_ms, 99)}
-    must = outcome.wrong[:_SHOWN] + faults(still)
+    must = faults(outcome) + faults(still)
     if not outcome.statuses[503] or not outcome.accepted_ms:
         must.append("not both accepted and refused: no overload, or no service")
     if found["p99_ms"] > options.deadline_ms:

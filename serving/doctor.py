@@ -122,7 +122,7 @@ def port_parts(ports: list[int]) -> Iterator[Finding]:
             try:
                 probe.bind(("", port))
             except OSError as error:
-                yield Finding(f"port {port}", "fault", f"{error.strerror}; stop what listens there, or take another")
+                yield Finding(f"port {port}", "fault", f"{error.strerror}; stop what listens, or take another")
             else:
                 yield Finding(f"port {port}", "ok", "free")
 
