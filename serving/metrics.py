@@ -1,8 +1,7 @@
 """What Prometheus is told: every figure in one table, one object whose plain methods the service calls.
 
 Figures live in a prometheus_client registry of the process. With several replicas each reports its figures to the
-service's shared actor, so that `GET /v1/metrics` tells of all of them, whichever answers. Inside Ray Serve
-serving.ray_metrics copies them to Ray's own exporters as well.
+service's shared actor, so that `GET /v1/metrics` tells of all of them, whichever answers.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ _REFUSALS_LOGGED = 600
 
 
 class MetricsSettings(FrozenConfig):
-    """`ray`: copy the figures to Ray's exporters, inside Serve."""
+    """How replicas tell each other their figures."""
 
-    ray: bool = True
     report_s: float = Field(default=5.0, gt=0, le=60)
     """How often a replica reports to the others; three times this old, it is taken for gone."""
     replicas: int = Field(default=1, ge=1)
