@@ -21,6 +21,7 @@ from algospace.errors import AlgoSpaceError
 from algospace.execution.decision import Decision
 from serving.aliases import Alias, Aliases, Check, ModelRef
 from serving.bundle import Bundle, load_bundle
+from serving.calls import late
 from serving.decider import DecisionInputs
 from serving.logs import LogSettings, log_decision
 from serving.mlflow_source import Registry, is_registry_uri
@@ -163,14 +164,28 @@ class Lifecycle:
             return self.status() | {"checks": [vars(check) for check in checks], "registry": noted,
                                     "seconds": time.perf_counter() - started}
 
+    def not_ready(self) -> str | None:
+        """Why this replica must not decide: it is not on the agreed champion. Without details: anybody may ask."""
+        if self.last_failure is not None:
+            return "not on the champion that the replicas agreed on; GET /v1/model says why"
+        return None
+
+    def check(self) -> None:
+        """Refused (503) while this replica is not on the agreed champion: another one would answer otherwise."""
+        why = self.not_ready()
+        if why is not None:
+            raise late(why)
+
     async def follow(self, aliases: Aliases) -> None:
-        """Become what all replicas agreed on; a failure leaves the old models and is kept in `last_failure`."""
+        """Become what all replicas agreed on; a failure leaves the old models and is kept in `last_failure`, and
+        the replica is not ready until it has followed."""
         async with self._switching:
             if aliases.revision <= self.aliases.revision:
+                self.last_failure = None
                 return
             try:
                 models = await asyncio.to_thread(self._load, aliases)
-            except (AlgoSpaceError, OSError, NotSwitched) as error:
+            except Exception as error:  # noqa: BLE001  # whatever a bundle or a backend raises, it is behind
                 self.last_failure = f"cannot follow to {aliases.champion.id[:12]}: {error}"
                 _LOG.error("model_not_followed", champion=aliases.champion.id, error=str(error))
                 return

@@ -19,11 +19,12 @@ class Health(BaseModel):
     """What runs here."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{
-        "status": "ok", "backend": "onnx", "fallbacks": [], "model": _MODEL, "instrument": "ES",
+        "status": "ok", "why": None, "backend": "onnx", "fallbacks": [], "model": _MODEL, "instrument": "ES",
         "schema_hash": "0a" * 32, "iterations": 30, "threshold": 0.61, "decisions": 1042,
         "seconds_since_decision": 0.02, "draining": False}]}, extra="allow")
 
     status: str
+    why: str | None
     backend: str
     fallbacks: list[str]
     model: str
@@ -53,7 +54,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return service.health()
 
     @app.get("/v1/ready", summary="Whether requests should be sent here", response_model=Ready,
-             responses={503: {"model": Problem, "description": "Draining, or the self-test failed"}})
+             responses={503: {"model": Problem,
+                              "description": "Draining, behind the other replicas, or the self-test failed"}})
     async def ready() -> JSONResponse:
         why = service.not_ready()
         if why is not None:
