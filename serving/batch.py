@@ -18,7 +18,7 @@ from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.execution.result import REASONS
 from algospace.risk.limits import Limit
-from algospace.types import AnyArray, Float32Array, FloatArray
+from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray
 from envs.core_kernels import EXECUTE
 from serving import kernels
 from serving.desk import Desk, Offers
@@ -83,6 +83,17 @@ class BatchDecisions:
 
     def __len__(self) -> int:
         return len(self.reasons)
+
+    @property
+    def finite(self) -> BoolArray:
+        """(N,): whether every number of the row's decision is one. Where it is not, there is no decision."""
+        sums = self.confidence + self.orders.sum(1) + self.votes.sum((1, 2)) + self.uncertainty.sum(1)
+        found: BoolArray = np.isfinite(sums)
+        return found
+
+    def rows(self, pick: AnyArray) -> BatchDecisions:
+        """Some rows of these."""
+        return BatchDecisions(**{name: value[pick] for name, value in vars(self).items()})
 
     def decision(self, row: int) -> Decision:
         """Row `row` as a decision of its own."""

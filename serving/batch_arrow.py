@@ -16,6 +16,7 @@ from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.types import AnyArray, BoolArray
 from serving.batch import LIMIT_NAMES, REASON_NAMES, BatchDecisions, BatchInputs
 from serving.bundle import Bundle
+from serving.schemas import CONTRACTS_MOST, MONEY_MOST, PRICE_MOST, SMALLEST, STRENGTH_MOST
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 VALUE_BOUND = 1e6
@@ -30,10 +31,13 @@ ANSWER = pa.schema([
 agreement."""
 _NUMBERS = ("close", "atr", "hour_sin", "hour_cos", "position", "entry", "equity", "day_start")
 _LEVELS = ("stop", "target", "lvn_distance")
+_PRICES = (-PRICE_MOST, PRICE_MOST)
 _RULES: dict[str, tuple[float, float]] = {
-    "atr": (0.0, np.inf), "hour_sin": (-1.0, 1.0), "hour_cos": (-1.0, 1.0), "entry": (0.0, np.inf),
-    "bars_in_trade": (0.0, 2.0**31 - 1)}
-_POSITIVE = ("close", "day_start")
+    "close": (SMALLEST, PRICE_MOST), "atr": (0.0, PRICE_MOST), "hour_sin": (-1.0, 1.0), "hour_cos": (-1.0, 1.0),
+    "position": (-CONTRACTS_MOST, CONTRACTS_MOST), "entry": (0.0, PRICE_MOST), "equity": (-MONEY_MOST, MONEY_MOST),
+    "day_start": (SMALLEST, MONEY_MOST), "bars_in_trade": (0.0, 2.0**31 - 1), "stop": _PRICES, "target": _PRICES,
+    "lvn_distance": _PRICES, "lvn_strength": (-STRENGTH_MOST, STRENGTH_MOST)}
+"""The bounds of serving.schemas."""
 
 
 class ArrowFault(Exception):
@@ -168,12 +172,11 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle) -> tuple[BatchInputs, list[
         fault(~(np.abs(array) <= VALUE_BOUND).all(1), f"{name}: values must be numbers within {VALUE_BOUND:g}")
         array[bad] = 0.0
     for name in (*_NUMBERS, "bars_in_trade"):
-        low, high = _RULES.get(name, (-np.inf, np.inf))
-        array = values[name]
-        wrong = ~(np.isfinite(array) & (array >= low) & (array <= high))
-        fault(wrong | (array <= 0.0) if name in _POSITIVE else wrong, f"{name}: out of range")
+        low, high = _RULES[name]
+        fault(~((values[name] >= low) & (values[name] <= high)), f"{name}: out of range")
     for name in (*_LEVELS, "lvn_strength"):
-        fault(np.isinf(values[name]), f"{name}: must be finite or null")
+        low, high = _RULES[name]
+        fault((values[name] < low) | (values[name] > high), f"{name}: out of range")
     fault(values["seed"] < 0, "seed: must not be negative")
     fault((values["position"] != 0.0) & ~(values["entry"] > 0.0), "an open position needs its entry price")
     fault(np.isnan(values["lvn_distance"]) != np.isnan(values["lvn_strength"]),

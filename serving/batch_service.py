@@ -116,6 +116,21 @@ async def decide_passes(model: Model, inputs: BatchInputs, pass_rows: int, call:
                              for name in vars(parts[0])})
 
 
+def only_finite(read: RowsRead, decided: BatchDecisions, arrow: bool) -> tuple[RowsRead, BatchDecisions | None]:
+    """A row for which the model gives no finite decision gets an error and costs the others nothing."""
+    finite = decided.finite
+    if finite.all():
+        return read, decided
+    text, errors = "the model gives no finite decision on this row", list(read.errors)
+    for row in read.kept[~finite].tolist():
+        errors[row] = text if arrow else [{"loc": ["body", "rows", row], "msg": text, "type": "not_finite"}]
+    pick = np.flatnonzero(finite)
+    if not pick.size:
+        return RowsRead(None, read.kept[pick], errors, read.traces), None
+    assert read.inputs is not None
+    return RowsRead(part_of(read.inputs, pick), read.kept[pick], errors, read.traces), decided.rows(pick)
+
+
 Tell = Callable[[DecisionInputs, Decision, str], None]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from agents.gate import Verdict, Votes, count_votes, execution_probabilities
-from algospace.errors import SchemaError
+from algospace.errors import InternalError, SchemaError
 from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.types import AnyArray, Float32Array
@@ -79,7 +79,8 @@ class Decider:
         self._regimes: OrderedDict[bytes, Float32Array] = OrderedDict()
 
     def decide(self, inputs: DecisionInputs, threshold: float | None = None) -> Decision:
-        """Decide from complete inputs; SchemaError if a shape does not fit the bundle."""
+        """Decide from complete inputs; SchemaError if a shape does not fit the bundle, InternalError if the model
+        gives no finite decision."""
         self.check(inputs)
         windows = {"strategic": inputs.strategic[None], "tactical": inputs.tactical[None]}
         regime = self.regime_vector(inputs.regime)
@@ -165,6 +166,10 @@ class Decider:
 
 
 def _decision(reason: Reason, verdict: Verdict, votes: Votes, proposal: RiskProposal) -> Decision:
+    numbers = (verdict.confidence, *verdict.uncertainty, proposal.contracts, proposal.stop_distance,
+               proposal.target_distance, float(votes.mean.sum()))
+    if not all(map(math.isfinite, numbers)):
+        raise InternalError("the model gives no finite decision on these inputs")
     means = {name: (float(p[0]), float(p[1]), float(p[2]))
              for name, p in zip(VOTER_NAMES, votes.mean, strict=True)}
     return Decision(reason, votes.direction, verdict.confidence, proposal, means,

@@ -11,6 +11,12 @@ from algospace.execution.decision import Decision
 
 Row = list[Annotated[float, Field(ge=-1e6, le=1e6)]]
 """Normalised values; the bound keeps them finite in float32."""
+PRICE_MOST, MONEY_MOST, CONTRACTS_MOST, STRENGTH_MOST = 1e12, 1e18, 1e9, 1e6
+"""Largest prices, distances and ATR in points, money, contracts, strengths of a node: far above any market's, and
+with room to be multiplied with each other in float64 and with the settings' factors in float32."""
+SMALLEST = 1e-9
+"""Smallest price and value of an account that is divided by."""
+Price = Annotated[float, Field(ge=-PRICE_MOST, le=PRICE_MOST)]
 VerdictName = Literal["EXECUTE", "CLOSE", "REJECT"]
 Matrix = Annotated[list[Row], Field(min_length=1, max_length=4096)]
 
@@ -22,15 +28,15 @@ class _Strict(BaseModel):
 class LowVolumeNode(_Strict):
     """The nearest node: signed distance in points from the close, and its strength (0..100, as read back)."""
 
-    distance: float
-    strength: float
+    distance: Price
+    strength: float = Field(ge=-STRENGTH_MOST, le=STRENGTH_MOST)
 
 
 class MarketIn(_Strict):
     """The bar that has just closed. Prices in raw points; `hour_sin`, `hour_cos` of its close in exchange time."""
 
-    close: float = Field(gt=0)
-    atr: float = Field(ge=0)
+    close: float = Field(ge=SMALLEST, le=PRICE_MOST)
+    atr: float = Field(ge=0, le=PRICE_MOST)
     hour_sin: float = Field(ge=-1, le=1)
     hour_cos: float = Field(ge=-1, le=1)
     low_volume_node: LowVolumeNode | None = None
@@ -39,12 +45,12 @@ class MarketIn(_Strict):
 class AccountIn(_Strict):
     """The account at that close: signed contracts, average entry, resting levels, money in account currency."""
 
-    position: float
-    entry: float = Field(default=0.0, ge=0)
-    stop: float | None = None
-    target: float | None = None
-    equity: float
-    day_start: float = Field(gt=0)
+    position: float = Field(ge=-CONTRACTS_MOST, le=CONTRACTS_MOST)
+    entry: float = Field(default=0.0, ge=0, le=PRICE_MOST)
+    stop: Price | None = None
+    target: Price | None = None
+    equity: float = Field(ge=-MONEY_MOST, le=MONEY_MOST)
+    day_start: float = Field(ge=SMALLEST, le=MONEY_MOST)
     bars_in_trade: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

@@ -19,7 +19,16 @@ from algospace.execution.decision import Decision
 from serving.backends import BackendName
 from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE
-from serving.batch_service import JSON, decide_passes, read_arrow, read_json, tell_rows, write_arrow, write_json
+from serving.batch_service import (
+    JSON,
+    decide_passes,
+    only_finite,
+    read_arrow,
+    read_json,
+    tell_rows,
+    write_arrow,
+    write_json,
+)
 from serving.bundle import Bundle
 from serving.calls import Call
 from serving.explain import ExplainSettings
@@ -117,7 +126,8 @@ class Service:
             return JSONResponse({"detail": [error.fault]}, error.status)
         decided = None
         if read.inputs is not None:
-            decided = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+            every = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+            read, decided = only_finite(read, every, arrow)
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
         self._count(len(read.kept))

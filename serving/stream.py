@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.errors import InternalError
-from serving.stream_state import TOPICS, Event, StreamState
+from serving.stream_state import TOPICS, Event, StreamState, data_text
 
 SLOW = 1013
 _BATCH = 64
@@ -132,16 +132,22 @@ class StreamHub:
     def publish(self, topic: str, data: dict[str, Any]) -> int:
         """Add an event, from any thread; its number, 0 where it is not known yet because it is given elsewhere.
 
-        `data` must hold JSON values and is not copied: do not change it afterwards.
+        `data` must hold JSON values and is not copied: do not change it afterwards. InternalError, and no event,
+        if it does not: NaN and infinities are no JSON, and one such event would break every snapshot after it.
         """
         if topic not in TOPICS:
             raise InternalError(f"no topic '{topic}' in the stream; known: {', '.join(sorted(TOPICS))}")
+        try:
+            text = data_text(data)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InternalError(f"an event of topic '{topic}' is no JSON and is not published: {error}") from error
         now = time.time_ns()
         if self._forward is not None:
             self._forward(topic, now, data)
             return 0
         with self._lock:
-            seq = self.log.append(topic, now, data).seq
+            event = self.log.append(topic, now, data)
+            event.data_text, seq = text, event.seq
         self._wake()
         return seq
 

@@ -17,6 +17,11 @@ Topic = Literal["decision", "market", "trade", "risk", "performance", "model", "
 TOPICS: frozenset[str] = frozenset(get_args(Topic))
 
 
+def data_text(data: dict[str, Any]) -> str:
+    """What an event carries as JSON; ValueError or TypeError if it is none."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
 class Event:
     """One event of the stream: `seq` counts from 1 without gaps, `ts_ns` is UTC, `data` holds JSON values."""
 
@@ -26,7 +31,7 @@ class Event:
     @cached_property
     def data_text(self) -> str:
         """`data` as JSON, made when the first client needs it."""
-        return json.dumps(self.data, separators=(",", ":"), allow_nan=False)
+        return data_text(self.data)
 
     @cached_property
     def text(self) -> str:

@@ -117,7 +117,10 @@ def test_a_wrong_row_costs_the_others_nothing(client: TestClient, bundle: Bundle
     ("close", -1.0, "close"), ("close", None, "close"), ("atr", -1.0, "atr"), ("hour_sin", 3.0, "hour_sin"),
     ("equity", float("inf"), "equity"), ("day_start", 0.0, "day_start"), ("entry", -1.0, "entry"),
     ("position", 1.0, "position"), ("bars_in_trade", -1, "bars_in_trade"), ("seed", -1, "seed"),
-    ("seed", None, "seed"), ("stop", float("inf"), "stop"), ("lvn_strength", float("inf"), "lvn")])
+    ("seed", None, "seed"), ("stop", float("inf"), "stop"), ("lvn_strength", float("inf"), "lvn"),
+    ("atr", 1e39, "atr"), ("close", 1e300, "close"), ("close", 1e-300, "close"), ("position", 1e308, "position"),
+    ("entry", 1e308, "entry"), ("equity", -1e300, "equity"), ("day_start", 1e-300, "day_start"),
+    ("target", -1e308, "target"), ("lvn_distance", 1e308, "lvn"), ("lvn_strength", 1e39, "lvn")])
 def test_a_wrong_row_of_a_table_has_its_error(client: TestClient, bundle: Bundle, wanted: list[DecisionInputs],
                                               column: str, value: Any, word: str) -> None:
     table = as_arrow(bundle, wanted[:4])
