@@ -130,10 +130,10 @@ class Gate:
             return Reason.NO_OPPORTUNITY
         if action == REJECT:
             return Reason.REJECTED
-        if confidence < threshold:
+        if not confidence >= threshold:  # so that NaN, which no comparison holds for, never trades
             return Reason.LOW_CONFIDENCE
         limit = self.config.max_uncertainty
-        if limit is not None and uncertainty.mutual_information > limit:
+        if limit is not None and not uncertainty.mutual_information <= limit:
             return Reason.HIGH_UNCERTAINTY
         return Reason.EXECUTE
 

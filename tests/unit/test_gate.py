@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agents.gate import (
     CLOSE,
     EXECUTE,
+    LONG,
     NOTHING_PASSES,
     REJECT,
     Gate,
@@ -117,3 +118,31 @@ def test_kappa_charges_for_spread() -> None:
     raw = np.array([[0.9, 0.5, 0.9, 0.5]])
     assert confidences(raw, 1.0, 0.0)[0] == pytest.approx(0.7)
     assert confidences(raw, 1.0, 1.0)[0] == pytest.approx(0.5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(spoilt=st.sampled_from(["threshold", "limit", "votes", "execution", "one mask", "temperature", "kappa"]),
+       seed=st.integers(0, 10_000), temperature=st.sampled_from([1.0, 0.5, 2.0]), limit=st.none() | st.just(5.0),
+       threshold=st.floats(0.0, 1.0))
+def test_nan_never_trades(spoilt: str, seed: int, temperature: float, limit: float | None,
+                          threshold: float) -> None:
+    voters, execution = sure(LONG, LONG, LONG, samples=4)
+    votes, answers = count_votes(voters), execution_probabilities(execution)
+    gate = Gate(GateConfig(confidence_threshold=0.0, max_uncertainty=limit), temperature, threshold)
+    assert gate.decide(votes, answers, 0.0).reason is Reason.EXECUTE
+    if spoilt == "threshold":
+        assert gate.decide(votes, answers, np.nan).reason is Reason.LOW_CONFIDENCE
+        gate.threshold = np.nan
+    elif spoilt == "limit":
+        gate.config = GateConfig().model_copy(update={"max_uncertainty": np.nan, "confidence_threshold": 0.0})
+    elif spoilt == "temperature":
+        gate.temperature = np.nan
+    elif spoilt == "kappa":
+        gate.config = gate.config.model_copy(update={"kappa": np.nan})
+    elif spoilt == "votes":
+        votes.probabilities[:] = np.nan
+    elif spoilt == "execution":
+        answers[:, EXECUTE] = np.nan
+    else:
+        votes.probabilities[seed % 4, seed % 3, LONG] = np.nan
+    assert gate.decide(votes, answers).reason is not Reason.EXECUTE
