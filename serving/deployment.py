@@ -263,7 +263,7 @@ class Replica:
                                make_authenticator(app_settings.security, digest))
         if shared:
             service = self._app.state.service
-            await HubLink(service, open_hub(service.settings.stream)).start()
+            await HubLink(service, open_hub(app_settings.stream, app_settings.service)).start()
         gc.collect()
         gc.freeze()  # what was loaded stays; no collection walks it in the middle of a request
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,8 @@ import structlog
 
 from algospace.errors import InternalError
 from serving.aliases import Aliases
+from serving.idempotency import Begun, Key, StoredAnswer, make_table
+from serving.limits import LimitsSettings
 from serving.metrics import Readings, tell_figures
 from serving.service import Service
 from serving.stream import EventLog, StreamSettings
@@ -31,9 +33,6 @@ _BATCH = 512
 _POLL_S = 2.0
 _SEEN_S = 3 * _POLL_S
 _RETRY_S = 0.2
-_LONGEST_RETRY_S = 30.0
-"""What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
-_MOST_ANSWERS = 10_000
 _MOST_WAITING = 20_000
 _CONCURRENT = 1000
 
@@ -44,13 +43,13 @@ Update = tuple[str, list[Event], Aliases | None]
 class HubBody:
     """The actor's methods, testable without Ray. All run in one event loop."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], limits: dict[str, Any] | None = None) -> None:
         self._settings = StreamSettings.model_validate(settings)
         self._log = EventLog(self._settings)
         self._aliases: Aliases | None = None
         self._configured = ""
         self._seen: dict[str, tuple[str, float]] = {}
-        self._answers: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self._answers = make_table(LimitsSettings.model_validate(limits or {}))
         self._told: dict[str, tuple[float, Readings]] = {}
         self._news = asyncio.Event()
 
@@ -84,6 +83,7 @@ class HubBody:
 
         A stream that is not the asked one means: attach again.
         """
+        self._answers.purge()
         self._seen[replica] = champion, time.monotonic()
         if not self._has_news(stream, seq, revision):
             with suppress(TimeoutError):
@@ -109,21 +109,17 @@ class HubBody:
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen[1] < _SEEN_S}
         return {name: champion for name, (champion, _) in self._seen.items()}
 
-    async def recall(self, key: str) -> Any:
-        """What was remembered under `key` and has not expired; None otherwise."""
-        until, value = self._answers.get(key, (0.0, None))
-        return value if until > time.monotonic() else None
+    async def begin_answer(self, key: Key, digest: bytes) -> Begun:
+        """See serving.idempotency."""
+        return self._answers.begin(key, digest)
 
-    async def remember(self, key: str, value: Any, seconds: float) -> Any:
-        """Keep `value` for so long, unless something is kept under `key` already; what is kept."""
-        kept = await self.recall(key)
-        if kept is not None:
-            return kept
-        self._answers.pop(key, None)
-        self._answers[key] = time.monotonic() + seconds, value
-        while len(self._answers) > _MOST_ANSWERS:
-            self._answers.popitem(last=False)
-        return value
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+        """See serving.idempotency."""
+        return self._answers.finish(key, digest, answer)
+
+    async def abandon_answer(self, key: Key, digest: bytes) -> None:
+        """See serving.idempotency."""
+        self._answers.abandon(key, digest)
 
     async def report(self, replica: str, readings: Readings, seconds: float) -> None:
         """A replica's figures, which count for so long."""
@@ -144,14 +140,14 @@ class HubBody:
         news.set()
 
 
-def open_hub(settings: StreamSettings) -> Any:
+def open_hub(settings: StreamSettings, limits: LimitsSettings) -> Any:
     """The handle of the service's actor, started if it is not there. It outlives replicas; `close_hub` ends it."""
     import ray
 
     actor = ray.remote(HubBody).options(
         name=NAME, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", max_restarts=-1, num_cpus=0,
         max_concurrency=_CONCURRENT)
-    return actor.remote(settings.model_dump(mode="json"))
+    return actor.remote(settings.model_dump(mode="json"), limits.model_dump(mode="json"))
 
 
 def close_hub() -> None:
@@ -180,8 +176,6 @@ class HubLink:
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._behind: Aliases | None = None
-        self._retry_s, self._retry_at = _RETRY_S, 0.0
 
     async def start(self) -> None:
         """Take stream and aliases from the actor before the first request; InternalError if that cannot be."""
@@ -208,13 +202,19 @@ class HubLink:
         """See serving.lifecycle.Link."""
         return dict(await self._actor.replicas.remote())
 
-    async def recall(self, key: str) -> Any:
+    async def begin_answer(self, key: Key, digest: bytes) -> Begun:
         """See HubBody."""
-        return await self._actor.recall.remote(key)
+        begun: Begun = await self._actor.begin_answer.remote(key, digest)
+        return begun
 
-    async def remember(self, key: str, value: Any, seconds: float) -> Any:
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
         """See HubBody."""
-        return await self._actor.remember.remote(key, value, seconds)
+        kept: StoredAnswer = await self._actor.finish_answer.remote(key, digest, answer)
+        return kept
+
+    async def abandon_answer(self, key: Key, digest: bytes) -> None:
+        """See HubBody."""
+        await self._actor.abandon_answer.remote(key, digest)
 
     async def report(self, readings: Readings, seconds: float) -> None:
         """See serving.metrics.Reports."""
@@ -238,7 +238,7 @@ class HubLink:
         stream, seq, state, events, aliases = await _patiently(
             lambda: self._actor.attach.remote(self._configured, service.life.aliases))
         service.hub.begin_at(stream, seq, state, events)
-        await self._follow(aliases)
+        await service.life.follow(aliases)
         if state.model is None:
             service.life.announce()
 
@@ -253,27 +253,17 @@ class HubLink:
     async def _receive(self) -> None:
         service = self._service
         while True:
-            log, known = service.hub.log, self._behind or service.life.aliases
-            stream, events, aliases = await _patiently(lambda log=log, known=known: self._actor.poll.remote(
-                self.replica, service.champion.id, log.stream, log.seq, known.revision))
+            log = service.hub.log
+            stream, events, aliases = await _patiently(lambda log=log: self._actor.poll.remote(
+                self.replica, service.champion.id, log.stream, log.seq, service.life.aliases.revision))
             if stream != log.stream:
                 await self._attach()
                 continue
             service.hub.receive(events)
             if aliases is not None:
-                self._retry_s = _RETRY_S
-                await self._follow(aliases)
-            elif self._behind is not None and time.monotonic() >= self._retry_at:
-                await self._follow(self._behind)
-
-    async def _follow(self, aliases: Aliases) -> None:
-        """Follow, or remember to try again: later each time, and at once when the aliases change."""
-        await self._service.life.follow(aliases)
-        if self._service.life.last_failure is None:
-            self._behind, self._retry_s = None, _RETRY_S
-            return
-        self._behind, self._retry_at = aliases, time.monotonic() + self._retry_s
-        self._retry_s = min(2.0 * self._retry_s, _LONGEST_RETRY_S)
+                await service.life.follow(aliases)
+                if service.life.last_failure is not None:
+                    await asyncio.sleep(_POLL_S)  # it is tried again, not in a spin
 
 
 async def _patiently(call: Any) -> Any:

@@ -6,19 +6,31 @@ was given first. Keys belong to their user.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
+from serving.calls import Call
+from serving.limits import LimitsSettings
+
 _LOG = structlog.get_logger("serving")
-_SCOPE = "answer\n"
-_MOST_SHARED_BYTES = 1_048_576
 _PENDING_S = 30.0
 """A replica that began and never ended is taken for dead after this."""
+_PURGE_S = 1.0
+_SHARE = 0.5
+"""Of the time that is left, what may be spent on asking the other replicas."""
+
+
+class Key(NamedTuple):
+    """A key as its user's own; `text` names the route, too."""
+
+    user: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,15 @@ class Begun:
 class Idempotency(Protocol):
     """Where answers are kept: in this process, or in an actor that all replicas ask."""
 
-    async def begin(self, key: str, digest: bytes) -> Begun:
+    async def begin(self, key: Key, digest: bytes) -> Begun:
         """What is known of `key` for a body with this digest."""
         ...
 
-    async def finish(self, key: str, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
         """Keep the answer. Of two answers to one key the first stays and is returned."""
         ...
 
-    async def abandon(self, key: str, digest: bytes) -> None:
+    async def abandon(self, key: Key, digest: bytes) -> None:
         """There is no answer worth keeping; the key is free again."""
         ...
 
@@ -63,58 +75,111 @@ class _Entry:
     answer: StoredAnswer | None = None
 
 
+@dataclass
+class _Kept:
+    """One user's entries, oldest first; `size` of their answers' bodies, bytes."""
+
+    entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
+    size: int = 0
+
+
 class IdempotencyTable:
-    """The bounded table behind any `Idempotency`: at most `keys` entries and `most_bytes` of bodies, oldest out
-    first, each for `ttl_s` seconds. Plain calls, for one thread or one actor."""
+    """The bounded table behind any `Idempotency`: at most `keys` entries and `most_bytes` of bodies in all, each
+    for `ttl_s` seconds. When it is full, the user who keeps most loses the oldest: nobody pushes out another's
+    who keeps less. Plain calls, for one thread or one actor."""
 
     def __init__(self, keys: int, most_bytes: int, ttl_s: float,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._keys, self._most_bytes, self._ttl_s, self._clock = keys, most_bytes, ttl_s, clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._bytes = 0
+        self._users: dict[str, _Kept] = {}
+        self._count = self.size = 0
+        self._purged_at = clock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._count
 
-    def begin(self, key: str, digest: bytes) -> Begun:
+    def begin(self, key: Key, digest: bytes) -> Begun:
         """See Idempotency."""
-        entry = self._entries.get(key)
-        if entry is not None and entry.until <= self._clock():
-            self._drop(key)
-            entry = None
+        self.purge()
+        entry = self._find(key)
         if entry is None:
-            self._entries[key] = _Entry(digest, self._clock() + _PENDING_S)
-            self._make_room()
+            self._put(key, _Entry(digest, self._clock() + _PENDING_S))
             return Begun("new")
         if entry.digest != digest:
             return Begun("conflict")
         return Begun("pending") if entry.answer is None else Begun("stored", entry.answer)
 
-    def finish(self, key: str, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
-        """See Idempotency."""
-        entry = self._entries.get(key)
-        if entry is not None and entry.answer is not None and entry.digest == digest:
+    def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+        """See Idempotency. An answer that is larger than the whole table is not kept."""
+        self.purge()
+        entry = self._find(key)
+        if entry is not None and entry.digest != digest:  # ours was taken for dead, and the key given to another
+            return answer
+        if entry is not None and entry.answer is not None:
             return entry.answer
         self._drop(key)
-        self._entries[key] = _Entry(digest, self._clock() + self._ttl_s, answer)
-        self._bytes += len(answer.body)
-        self._make_room()
+        if len(answer.body) <= self._most_bytes:
+            self._put(key, _Entry(digest, self._clock() + self._ttl_s, answer))
         return answer
 
-    def abandon(self, key: str, digest: bytes) -> None:
+    def abandon(self, key: Key, digest: bytes) -> None:
         """See Idempotency."""
-        entry = self._entries.get(key)
+        entry = self._find(key)
         if entry is not None and entry.answer is None and entry.digest == digest:
             self._drop(key)
 
-    def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None and entry.answer is not None:
-            self._bytes -= len(entry.answer.body)
+    def purge(self) -> None:
+        """Drop what has expired; looks at most once a second."""
+        now = self._clock()
+        if now - self._purged_at < _PURGE_S:
+            return
+        self._purged_at = now
+        for user, kept in tuple(self._users.items()):
+            for text in [text for text, entry in kept.entries.items() if entry.until <= now]:
+                self._drop(Key(user, text))
 
-    def _make_room(self) -> None:
-        while self._entries and (len(self._entries) > self._keys or self._bytes > self._most_bytes):
-            self._drop(next(iter(self._entries)))
+    def _find(self, key: Key) -> _Entry | None:
+        kept = self._users.get(key.user)
+        entry = None if kept is None else kept.entries.get(key.text)
+        if entry is not None and entry.until <= self._clock():
+            self._drop(key)
+            return None
+        return entry
+
+    def _put(self, key: Key, entry: _Entry) -> None:
+        kept = self._users.setdefault(key.user, _Kept())
+        kept.entries[key.text] = entry
+        self._grow(kept, 1, _size(entry))
+        while self._count > self._keys:
+            self._drop_oldest(max(self._users, key=lambda user: len(self._users[user].entries)))
+        while self.size > self._most_bytes:
+            self._drop_oldest(max(self._users, key=lambda user: self._users[user].size))
+
+    def _drop_oldest(self, user: str) -> None:
+        self._drop(Key(user, next(iter(self._users[user].entries))))
+
+    def _drop(self, key: Key) -> None:
+        kept = self._users.get(key.user)
+        entry = None if kept is None else kept.entries.pop(key.text, None)
+        if kept is None or entry is None:
+            return
+        self._grow(kept, -1, -_size(entry))
+        if not kept.entries:
+            del self._users[key.user]
+
+    def _grow(self, kept: _Kept, count: int, size: int) -> None:
+        self._count += count
+        self.size += size
+        kept.size += size
+
+
+def _size(entry: _Entry) -> int:
+    return 0 if entry.answer is None else len(entry.answer.body)
+
+
+def make_table(limits: LimitsSettings) -> IdempotencyTable:
+    """The table of a process or of the actor."""
+    return IdempotencyTable(limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s)
 
 
 class LocalIdempotency:
@@ -123,62 +188,82 @@ class LocalIdempotency:
     def __init__(self, table: IdempotencyTable) -> None:
         self._table = table
 
-    async def begin(self, key: str, digest: bytes) -> Begun:
+    async def begin(self, key: Key, digest: bytes) -> Begun:
         """See Idempotency."""
         return self._table.begin(key, digest)
 
-    async def finish(self, key: str, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
         """See Idempotency."""
         return self._table.finish(key, digest, answer)
 
-    async def abandon(self, key: str, digest: bytes) -> None:
+    async def abandon(self, key: Key, digest: bytes) -> None:
         """See Idempotency."""
         self._table.abandon(key, digest)
 
 
 @runtime_checkable
-class Memory(Protocol):
-    """Where all replicas remember (serving.hub_actor.HubLink)."""
+class AnswersLink(Protocol):
+    """The table that all replicas ask (serving.hub_actor.HubLink); each call as of `Idempotency`."""
 
-    async def recall(self, key: str) -> Any:
-        """What was remembered under `key` and has not expired; None otherwise."""
+    async def begin_answer(self, key: Key, digest: bytes) -> Begun:
+        """See Idempotency.begin."""
         ...
 
-    async def remember(self, key: str, value: Any, seconds: float) -> Any:
-        """Keep `value`, unless something is kept under `key` already; what is kept."""
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+        """See Idempotency.finish."""
+        ...
+
+    async def abandon_answer(self, key: Key, digest: bytes) -> None:
+        """See Idempotency.abandon."""
         ...
 
 
 class SharedIdempotency:
-    """Answers that all replicas know. Two replicas that get the same new key at once both work, and both give the
-    first one's answer. While the memory is away requests are worked on: a decision is pure, and no answer is
-    worse than one that may come from a newer model."""
+    """Answers that all replicas know, for one call. Asking them takes no more than half of what is left until the
+    call's deadline. While they do not answer requests are worked on: a decision is pure, and no answer is worse
+    than one that may come from a newer model."""
 
-    def __init__(self, memory: Memory, ttl_s: float) -> None:
-        self._memory, self._ttl_s = memory, ttl_s
+    def __init__(self, link: AnswersLink, call: Call) -> None:
+        self._link, self._call = link, call
 
-    async def begin(self, key: str, digest: bytes) -> Begun:
+    async def begin(self, key: Key, digest: bytes) -> Begun:
         """See Idempotency."""
         try:
-            known = await self._memory.recall(_SCOPE + key)
+            async with asyncio.timeout(self._patience_s()):
+                return await self._link.begin_answer(key, digest)
         except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
-            _LOG.warning("idempotency_away", error=type(error).__name__)
+            _away(error)
             return Begun("new")
-        if known is None:
-            return Begun("new")
-        kept_digest, answer = known
-        return Begun("stored", answer) if kept_digest == digest else Begun("conflict")
 
-    async def finish(self, key: str, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
-        """See Idempotency. Answers of more than a mebibyte are not kept."""
-        if len(answer.body) > _MOST_SHARED_BYTES:
-            return answer
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+        """See Idempotency."""
         try:
-            kept_digest, kept = await self._memory.remember(_SCOPE + key, (digest, answer), self._ttl_s)
+            async with asyncio.timeout(self._patience_s()):
+                return await self._link.finish_answer(key, digest, answer)
         except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
-            _LOG.warning("idempotency_away", error=type(error).__name__)
+            _away(error)
             return answer
-        return kept if kept_digest == digest else answer
 
-    async def abandon(self, key: str, digest: bytes) -> None:
-        """See Idempotency; nothing was kept yet."""
+    async def abandon(self, key: Key, digest: bytes) -> None:
+        """See Idempotency. The call does not wait for it: often its deadline is over."""
+        task = asyncio.create_task(self._abandon(key, digest))
+        _ABANDONING.add(task)  # the loop itself would not keep it alive
+        task.add_done_callback(_ABANDONING.discard)
+
+    async def _abandon(self, key: Key, digest: bytes) -> None:
+        try:
+            async with asyncio.timeout(_PENDING_S):
+                await self._link.abandon_answer(key, digest)
+        except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
+            _away(error)
+
+    def _patience_s(self) -> float | None:
+        left_ms = self._call.deadline_ms - self._call.age_ms()
+        return None if left_ms == float("inf") else max(0.0, left_ms) / 1e3 * _SHARE
+
+
+_ABANDONING: set[asyncio.Task[None]] = set()
+
+
+def _away(error: Exception) -> None:
+    _LOG.warning("idempotency_away", error=type(error).__name__)

@@ -19,21 +19,12 @@ from algospace.execution.decision import Decision
 from serving.backends import BackendName
 from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE
-from serving.batch_service import (
-    JSON,
-    decide_passes,
-    only_finite,
-    read_arrow,
-    read_json,
-    tell_rows,
-    write_arrow,
-    write_json,
-)
+from serving.batch_service import JSON, decide_passes, read_arrow, read_json, tell_rows, write_arrow, write_json
 from serving.bundle import Bundle
 from serving.calls import Call
 from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
-from serving.idempotency import Idempotency, IdempotencyTable, LocalIdempotency, Memory, SharedIdempotency
+from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.limits import LimitsSettings
 from serving.logs import LogSettings
@@ -73,9 +64,7 @@ class Service:
         self.shadow: Model | None = None
         self.hub = StreamHub(settings.stream)
         self.life = Lifecycle(self, settings.lifecycle, settings.backends)
-        limits = settings.service
-        self.idempotency: Idempotency = LocalIdempotency(IdempotencyTable(
-            limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s))
+        self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.draining = False
         self.metrics = Metrics(settings.metrics)
         self.metrics.watch(self)
@@ -89,7 +78,6 @@ class Service:
         """Answer one request. Refused (503) if it is past its deadline before the work, or after it."""
         call = call or Call(uuid.uuid4().hex)
         call.check("the request waited")
-        self.life.check()
         started = time.perf_counter_ns()
         model = self.champion  # a switch meanwhile does not change what this request is answered by
         try:
@@ -114,7 +102,6 @@ class Service:
     async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
         """Answer a batch in the form it came in: JSON or an Arrow stream."""
         call.check("the request waited")
-        self.life.check()
         started = time.perf_counter_ns()
         model, limits = self.champion, self.settings.service
         arrow = media_type == MEDIA_TYPE
@@ -126,8 +113,7 @@ class Service:
             return JSONResponse({"detail": [error.fault]}, error.status)
         decided = None
         if read.inputs is not None:
-            every = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
-            read, decided = only_finite(read, every, arrow)
+            decided = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
         self._count(len(read.kept))
@@ -145,11 +131,11 @@ class Service:
         blank = self.champion._blank_inputs(0)
         self.champion.decider.decide_batch(BatchInputs.of([blank, blank], np.stack([blank.regime] * 2)))
 
-    def answers(self) -> Idempotency:
+    def answers(self, call: Call) -> Idempotency:
         """Where answers to idempotency keys are kept: with all replicas, where there are several."""
         link = self.life.link
-        if isinstance(link, Memory):
-            return SharedIdempotency(link, self.settings.service.idempotency_ttl_s)
+        if isinstance(link, AnswersLink):
+            return SharedIdempotency(link, call)
         return self.idempotency
 
     def _count(self, decisions: int) -> None:
@@ -178,9 +164,6 @@ class Service:
         """Why no request should be sent here, in one line; None if all is well."""
         if self.draining:
             return "draining: this replica ends once its last answers are given"
-        behind = self.life.not_ready()
-        if behind is not None:
-            return behind
         tested_at, model_id, _, passed = self._tested
         recent = time.monotonic() - tested_at < self.settings.service.self_test_s
         if not (recent and model_id == self.champion.id):
@@ -202,9 +185,7 @@ class Service:
         model = self.champion
         gate, manifest = model.decider.gate, model.bundle.manifest
         idle = None if self.last_ns is None else (time.time_ns() - self.last_ns) / 1e9
-        why = self.not_ready()
-        return {"status": "ok" if why is None else "not ready", "why": why,
-                "backend": model.backend.name, "fallbacks": model.fallbacks,
+        return {"status": "ok", "backend": model.backend.name, "fallbacks": model.fallbacks,
                 "model": model.id, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "iterations": gate.config.iterations,
                 "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle,

@@ -20,7 +20,7 @@ from serving.batch_arrow import MEDIA_TYPE
 from serving.batch_service import JSON
 from serving.calls import Call, call_of, late
 from serving.guard import refusal_answer
-from serving.idempotency import StoredAnswer
+from serving.idempotency import Key, StoredAnswer
 from serving.routes.described import decide_described
 from serving.service import Service
 
@@ -86,7 +86,7 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _key(request: Request) -> str | None:
+def _key(request: Request) -> Key | None:
     """The idempotency key, as its user's own; Refused (400) if it is none."""
     key = request.headers.get("idempotency-key")
     if key is None:
@@ -94,13 +94,13 @@ def _key(request: Request) -> str | None:
     if not 1 <= len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
         raise Refused(400, f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters")
     principal: Any = request.scope.get("state", {}).get("principal")
-    return f"{principal.user if principal else ''}\n{request.scope['path']}\n{key}"
+    return Key(principal.user if principal else "", f"{request.scope['path']}\n{key}")
 
 
-async def _once(service: Service, key: str, digest: bytes, work: Callable[[], Awaitable[Response]],
+async def _once(service: Service, key: Key, digest: bytes, work: Callable[[], Awaitable[Response]],
                 call: Call) -> Response:
     """The stored answer, or a new one, which is stored if it is a success."""
-    store = service.answers()
+    store = service.answers(call)
     begun = await store.begin(key, digest)
     if begun.state == "conflict":
         raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
@@ -120,7 +120,9 @@ async def _once(service: Service, key: str, digest: bytes, work: Callable[[], Aw
         return response
     headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
     answer = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers)
-    return _as_sent(await store.finish(key, digest, answer), {})
+    first = await store.finish(key, digest, answer)
+    call.check("the answer was kept")
+    return _as_sent(first, {})
 
 
 def _as_sent(answer: StoredAnswer, more: dict[str, str]) -> Response:
