@@ -33,6 +33,8 @@ _BATCH = 512
 _POLL_S = 2.0
 _SEEN_S = 3 * _POLL_S
 _RETRY_S = 0.2
+_LONGEST_RETRY_S = 30.0
+"""What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
 _MOST_WAITING = 20_000
 _CONCURRENT = 1000
 
@@ -176,6 +178,8 @@ class HubLink:
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._behind: Aliases | None = None
+        self._retry_s, self._retry_at = _RETRY_S, 0.0
 
     async def start(self) -> None:
         """Take stream and aliases from the actor before the first request; InternalError if that cannot be."""
@@ -238,7 +242,7 @@ class HubLink:
         stream, seq, state, events, aliases = await _patiently(
             lambda: self._actor.attach.remote(self._configured, service.life.aliases))
         service.hub.begin_at(stream, seq, state, events)
-        await service.life.follow(aliases)
+        await self._follow(aliases)
         if state.model is None:
             service.life.announce()
 
@@ -253,17 +257,27 @@ class HubLink:
     async def _receive(self) -> None:
         service = self._service
         while True:
-            log = service.hub.log
-            stream, events, aliases = await _patiently(lambda log=log: self._actor.poll.remote(
-                self.replica, service.champion.id, log.stream, log.seq, service.life.aliases.revision))
+            log, known = service.hub.log, self._behind or service.life.aliases
+            stream, events, aliases = await _patiently(lambda log=log, known=known: self._actor.poll.remote(
+                self.replica, service.champion.id, log.stream, log.seq, known.revision))
             if stream != log.stream:
                 await self._attach()
                 continue
             service.hub.receive(events)
             if aliases is not None:
-                await service.life.follow(aliases)
-                if service.life.last_failure is not None:
-                    await asyncio.sleep(_POLL_S)  # it is tried again, not in a spin
+                self._retry_s = _RETRY_S
+                await self._follow(aliases)
+            elif self._behind is not None and time.monotonic() >= self._retry_at:
+                await self._follow(self._behind)
+
+    async def _follow(self, aliases: Aliases) -> None:
+        """Follow, or remember to try again: later each time, and at once when the aliases change."""
+        await self._service.life.follow(aliases)
+        if self._service.life.last_failure is None:
+            self._behind, self._retry_s = None, _RETRY_S
+            return
+        self._behind, self._retry_at = aliases, time.monotonic() + self._retry_s
+        self._retry_s = min(2.0 * self._retry_s, _LONGEST_RETRY_S)
 
 
 async def _patiently(call: Any) -> Any:

@@ -19,7 +19,16 @@ from algospace.execution.decision import Decision
 from serving.backends import BackendName
 from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE
-from serving.batch_service import JSON, decide_passes, read_arrow, read_json, tell_rows, write_arrow, write_json
+from serving.batch_service import (
+    JSON,
+    decide_passes,
+    only_finite,
+    read_arrow,
+    read_json,
+    tell_rows,
+    write_arrow,
+    write_json,
+)
 from serving.bundle import Bundle
 from serving.calls import Call
 from serving.explain import ExplainSettings
@@ -78,6 +87,7 @@ class Service:
         """Answer one request. Refused (503) if it is past its deadline before the work, or after it."""
         call = call or Call(uuid.uuid4().hex)
         call.check("the request waited")
+        self.life.check()
         started = time.perf_counter_ns()
         model = self.champion  # a switch meanwhile does not change what this request is answered by
         try:
@@ -102,6 +112,7 @@ class Service:
     async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
         """Answer a batch in the form it came in: JSON or an Arrow stream."""
         call.check("the request waited")
+        self.life.check()
         started = time.perf_counter_ns()
         model, limits = self.champion, self.settings.service
         arrow = media_type == MEDIA_TYPE
@@ -113,7 +124,8 @@ class Service:
             return JSONResponse({"detail": [error.fault]}, error.status)
         decided = None
         if read.inputs is not None:
-            decided = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+            every = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+            read, decided = only_finite(read, every, arrow)
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
         self._count(len(read.kept))
@@ -164,6 +176,9 @@ class Service:
         """Why no request should be sent here, in one line; None if all is well."""
         if self.draining:
             return "draining: this replica ends once its last answers are given"
+        behind = self.life.not_ready()
+        if behind is not None:
+            return behind
         tested_at, model_id, _, passed = self._tested
         recent = time.monotonic() - tested_at < self.settings.service.self_test_s
         if not (recent and model_id == self.champion.id):
@@ -185,7 +200,9 @@ class Service:
         model = self.champion
         gate, manifest = model.decider.gate, model.bundle.manifest
         idle = None if self.last_ns is None else (time.time_ns() - self.last_ns) / 1e9
-        return {"status": "ok", "backend": model.backend.name, "fallbacks": model.fallbacks,
+        why = self.not_ready()
+        return {"status": "ok" if why is None else "not ready", "why": why,
+                "backend": model.backend.name, "fallbacks": model.fallbacks,
                 "model": model.id, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "iterations": gate.config.iterations,
                 "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from serving.access import Refused
 from serving.aliases import Aliases, ModelRef
 from serving.bundle import Bundle
-from serving.hub_actor import HubBody, HubLink
+from serving.calls import Call
+from serving.hub_actor import _RETRY_S, HubBody, HubLink
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.service import AppSettings, Service
 from serving.stream import StreamSettings
@@ -148,16 +151,54 @@ def test_two_switches_at_once_are_one(bundles: list[Bundle]) -> None:
     asyncio.run(play())
 
 
-def test_a_replica_that_cannot_follow_keeps_the_old_model(bundles: list[Bundle], tmp_path: Path) -> None:
+def test_a_replica_that_cannot_follow_is_not_ready_until_it_has_followed(
+        bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+
     async def play() -> None:
         actor = Remote()
         link = opened(bundles[0], actor)
+        service = link._service
         await link.start()
-        lost = Aliases(ModelRef("f" * 64, str(tmp_path / "gone"), "gone"), revision=1)
-        assert await actor.body.move(lost)
-        await until(lambda: link._service.life.last_failure is not None)
-        assert link._service.champion.id == bundles[0].id
+        late = tmp_path / "late"
+        assert await actor.body.move(Aliases(ModelRef(bundles[1].id, str(late), "late"), revision=1))
+        await until(lambda: service.life.last_failure is not None)
+        assert service.champion.id == bundles[0].id
+        assert "not on the champion" in str(service.not_ready())
+        assert str(tmp_path) not in str(service.not_ready())  # /v1/ready and /v1/health are open to everybody
+        assert (service.health()["status"], service.health()["why"]) == ("not ready", service.not_ready())
+        with pytest.raises(Refused) as refused:
+            service.decide(b"{}")
+        assert refused.value.status == 503
+        with pytest.raises(Refused):
+            await service.decide_batch(b"{}", "application/json", Call("t"))
+        await until(lambda: link._retry_s > 4 * _RETRY_S)  # later each time
+
+        service.hub.publish("trade", {"n": 1})  # the stream goes on meanwhile
+        seq = service.hub.log.seq
+        await until(lambda: service.hub.log.seq > seq)
+        shutil.copytree(bundles[1].directory, late)
+        await until(lambda: service.champion.id == bundles[1].id)
+        await until(lambda: service.not_ready() is None)
+        assert service.health()["status"] == "ok"
+        assert service.decide(b"{}").status_code == 422
         await link.stop()
+
+    asyncio.run(play())
+
+
+def test_a_replica_that_is_behind_is_ready_when_the_others_come_back(bundles: list[Bundle],
+                                                                     tmp_path: Path) -> None:
+    async def play() -> None:
+        service = Service(bundles[0], SETTINGS)
+        gone = ModelRef("f" * 64, str(tmp_path / "gone"), "gone")
+        before = service.life.aliases
+        await service.life.follow(before.promote(gone))
+        assert service.life.not_ready() is not None
+        await service.life.follow(before)  # the hub died and the alias with it
+        assert service.life.not_ready() is None
+
+    asyncio.run(play())
 
     asyncio.run(play())
 
