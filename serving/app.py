@@ -6,6 +6,9 @@ threads. Who may use which route: serving.access.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -22,7 +25,15 @@ from serving.service import AppSettings, Service
 def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticator) -> FastAPI:
     """The application for one bundle, its champion."""
     service = Service(bundle, settings)
-    app = FastAPI(title="AlgoSpace decision service", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.drain()
+        service.life.close()
+
+    app = FastAPI(title="AlgoSpace decision service", lifespan=life, docs_url=None, redoc_url=None,
+                  openapi_url=None)
     app.state.service = service
     app.state.security = security = Security(settings.security, authenticator)
     app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes,

@@ -259,17 +259,37 @@ class Replica:
         torch.set_num_threads(1)
         app_settings = AppSettings.model_validate(settings)
         configure_logs(app_settings.logs)
+        self._link: HubLink | None = None
         self._app = create_app(load_bundle(bundle_dir), app_settings,
                                make_authenticator(app_settings.security, digest))
         if shared:
             service = self._app.state.service
-            await HubLink(service, open_hub(app_settings.stream, app_settings.service)).start()
+            self._link = HubLink(service, open_hub(app_settings.stream, app_settings.service))
+            await self._link.start()
         gc.collect()
         gc.freeze()  # what was loaded stays; no collection walks it in the middle of a request
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application that Serve routes requests to."""
         return self._app
+
+    async def check_health(self) -> None:
+        """Serve asks every ten seconds; a replica that fails three times is replaced. InternalError if not ready.
+
+        Async, so that the self-test runs in the event loop like every decision.
+        """
+        why = self._app.state.service.not_ready()
+        if why is not None:
+            raise InternalError(f"this replica is not ready: {why}")
+
+    def __del__(self) -> None:
+        """Serve calls it when a replica ends, after its last answers and the application's own end."""
+        if not hasattr(self, "_app"):  # it never began
+            return
+        self._app.state.service.drain()
+        self._app.state.service.life.close()
+        if self._link is not None:
+            self._link.close()
 
 
 def _deploy(bundle_dir: Path, digest: bytes, port: int, settings: ServeSettings) -> None:

@@ -193,10 +193,14 @@ class HubLink:
                        asyncio.create_task(tell_figures(self._service, self))]
 
     async def stop(self) -> None:
+        """End the connection's tasks, and wait for their end."""
+        self.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
         """End the connection's tasks."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def move(self, aliases: Aliases) -> bool:
         """See serving.lifecycle.Link."""

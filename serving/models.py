@@ -18,15 +18,16 @@ _WARM_UP = 3
 class Model:
     """One bundle, warmed up on the first of `backends` that this machine can run.
 
-    `fallbacks`: `name: code` per backend that it could not. ConfigError if none works.
+    `fallbacks`: `name: code` per backend that it could not. ConfigError if none works. `expected`: what it decided
+    on blank inputs when it was loaded, before anybody was answered by it.
     """
 
     def __init__(self, bundle: Bundle, backends: tuple[BackendName, ...]) -> None:
         self.bundle = bundle
         self.backend, self.fallbacks = choose_backend(bundle, backends)
         self.decider = Decider(bundle, self.backend)
-        for seed in range(_WARM_UP):
-            self.decider.decide(self._blank_inputs(seed))
+        for seed in reversed(range(_WARM_UP)):
+            self.expected = self.decider.decide(self._blank_inputs(seed))
 
     @property
     def id(self) -> str:

@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from algospace.config import FrozenConfig
-from algospace.execution.decision import Decision
 from serving.backends import BackendName
 from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE
@@ -78,7 +77,7 @@ class Service:
         self.metrics = Metrics(settings.metrics)
         self.metrics.watch(self)
         self.life.logs = settings.logs
-        self._tested: tuple[float, str, Decision | None, bool] = (-math.inf, "", None, False)
+        self._tested: tuple[float, Model | None, bool] = (-math.inf, None, False)
         self.decisions = 0
         self.last_ns: int | None = None
         self._warm_up_batches()
@@ -155,21 +154,18 @@ class Service:
         self.last_ns = time.time_ns()
 
     def self_test(self) -> bool:
-        """Decide on blank inputs again: the champion must still answer what it answered at first."""
+        """Decide on blank inputs again: the champion must still answer what it answered when it was loaded."""
         model = self.champion
         try:
             found = model.decider.decide(model._blank_inputs(0))
         except Exception as error:  # noqa: BLE001  # whatever a backend raises, the service is not ready
             _LOG.error("self_test_failed", model=model.id, error=str(error))
-            self._tested = (time.monotonic(), model.id, None, False)
+            self._tested = (time.monotonic(), model, False)
             return False
-        _, known, expected, _ = self._tested
-        if known != model.id or expected is None:
-            expected = found
-        passed = found == expected
+        passed = found == model.expected
         if not passed:
-            _LOG.error("self_test_failed", model=model.id, error="another decision than at first")
-        self._tested = (time.monotonic(), model.id, expected, passed)
+            _LOG.error("self_test_failed", model=model.id, error="another decision than when it was loaded")
+        self._tested = (time.monotonic(), model, passed)
         return passed
 
     def not_ready(self) -> str | None:
@@ -179,9 +175,9 @@ class Service:
         behind = self.life.not_ready()
         if behind is not None:
             return behind
-        tested_at, model_id, _, passed = self._tested
+        tested_at, model, passed = self._tested
         recent = time.monotonic() - tested_at < self.settings.service.self_test_s
-        if not (recent and model_id == self.champion.id):
+        if not (recent and model is self.champion):
             passed = self.self_test()
         return None if passed else "the last self-test decision failed"
 
