@@ -35,6 +35,8 @@ from serving.decider import DecisionInputs, MarketState
 _HASH = 32
 _ROW = np.dtype([("ts_open", "<i8"), ("open", "<f8"), ("high", "<f8"), ("low", "<f8"), ("close", "<f8"),
                  ("volume", "<f8"), ("contract", "<i4")])
+_MOST_ABSENT = 10_000
+"""Ids that were not found, kept so that nothing is built for them again."""
 _LOOK_BACK = 3
 """Base rows before the first one whose 30-minute bar is kept: a node's level refers to the row before its bar."""
 
@@ -53,6 +55,10 @@ class FeatureSettings(FrozenConfig):
 
 class UnknownState(Exception):
     """A state_id that this replica neither holds nor can build from the catalog."""
+
+
+class Building(Exception):
+    """A state is being built for someone else; known states are given meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -76,31 +82,54 @@ class FeatureStates:
         self._instrument, self._config = bundle.instrument, bundle.manifest.features
         self._schema, self._settings = bundle.schema, settings
         self._known: OrderedDict[str, FeatureState] = OrderedDict()
+        self._absent: OrderedDict[str, None] = OrderedDict()
         self._base: FeatureState | None = None
-        self._lock = threading.RLock()
+        self._lock, self._builds = threading.Lock(), threading.Lock()
 
     def base(self) -> FeatureState:
         """The state behind the catalog's last bar, built on first use."""
-        with self._lock:
-            if self._base is None:
-                self._base = self._keep(self._build(None))
-            return self._base
+        if self._base is None:
+            with self._builds:
+                if self._base is None:
+                    self._base = self._keep(self._build(None))
+        return self._base
 
     def get(self, state_id: str) -> FeatureState:
-        """The state with this id, built from the catalog if need be; UnknownState otherwise."""
+        """The state with this id, built from the catalog if need be; UnknownState otherwise, Building if it would
+        have to be built while another is."""
         with self._lock:
             known = self._known.get(state_id)
             if known is not None:
                 self._known.move_to_end(state_id)
                 return known
-            base = self.base()
-            through = state_id.partition("-")[0]
-            plausible = through.isascii() and through.isdigit() and len(through) < _HASH
-            if state_id != base.id and plausible and int(through) < base.through_ns:
-                base = self._keep(self._build(int(through)))
-            if state_id != base.id:
-                raise UnknownState(state_id)
+            absent = state_id in self._absent
+        base = self.base()
+        if state_id == base.id:
             return base
+        through = state_id.partition("-")[0]
+        plausible = through.isascii() and through.isdigit() and len(through) < _HASH
+        if absent or not plausible or int(through) >= base.through_ns:
+            raise UnknownState(state_id)
+        return self._rebuild(state_id, int(through))
+
+    def _rebuild(self, state_id: str, through_ns: int) -> FeatureState:
+        """The catalog's state at that time if it has this id. Half a minute of work for years of bars that anyone
+        who may decide can ask for: so only one at a time, and never twice in vain."""
+        if not self._builds.acquire(blocking=False):
+            raise Building(state_id)
+        try:
+            built = self._build(through_ns)
+        except UnknownState:
+            built = None
+        finally:
+            self._builds.release()
+        if built is not None and built.id == state_id:
+            return self._keep(built)
+        with self._lock:
+            self._absent[state_id] = None
+            while len(self._absent) > _MOST_ABSENT:
+                self._absent.popitem(last=False)
+        raise UnknownState(state_id)
 
     def advance(self, state: FeatureState, bars: Bars) -> FeatureState:
         """The state behind these bars; InputError if one does not follow, or breaks a rule."""

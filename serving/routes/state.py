@@ -6,6 +6,9 @@ import asyncio
 import math
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from algospace.errors import ConfigError, InputError, SchemaError
 from algospace.types import Bars
 from serving.decider import account_record
-from serving.feature_state import FeatureState, FeatureStates, UnknownState, row_inputs
+from serving.feature_state import Building, FeatureState, FeatureStates, UnknownState, row_inputs
 from serving.schemas import AccountIn, DecideResponse, level
 from serving.service import Service
 
 _MOST_BARS = 100_000
 _MOST_FAULTS = 20
+_THREADS = 2
+"""A state that is built leaves one for those that are known; the process's other threads are never waited for."""
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 NO_STATE = ("the features of a bar depend on all bars before it: give the state_id of GET /v1/state, or of the "
             "last answer, and the bars behind it")
@@ -56,11 +61,12 @@ class BarsRequest(BaseModel):
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the routes."""
     states = FeatureStates(service.champion.bundle, service.settings.features)
+    work = partial(_work, ThreadPoolExecutor(_THREADS, "states"))
 
     @app.get("/v1/state", summary="The feature state behind the catalog's last bar", response_model=None)
     async def state() -> dict[str, Any] | JSONResponse:
         try:
-            return _told(await asyncio.to_thread(states.base))
+            return _told(await work(states.base))
         except (ConfigError, InputError) as error:
             return _refused(409, "state_id", "no_catalog", str(error))
 
@@ -77,14 +83,22 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if len(asked.bars) > service.settings.features.bars:
             return _refused(422, "bars", "too_long", f"at most {service.settings.features.bars} bars at once")
         try:
-            reached = await asyncio.to_thread(_reach, states, asked)
+            reached = await work(partial(_reach, states, asked))
         except UnknownState:
-            base = await asyncio.to_thread(states.base)
+            base = await work(states.base)
             why = f"the state is not known here: send the bars from {base.through_ns} on with state_id {base.id}"
             return _refused(409, "state_id", "unknown_state", why, **_told(base))
+        except Building:
+            refused = _refused(503, "state_id", "building", "another state is being built; try again")
+            refused.headers["retry-after"] = "1"
+            return refused
         except (ConfigError, InputError) as error:
             return _refused(422, "bars", "bars", str(error))
-        return await _decide(service, states, reached, asked)
+        return await _decide(service, states, reached, asked, work)
+
+
+async def _work(pool: ThreadPoolExecutor, call: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
 def _reach(states: FeatureStates, asked: BarsRequest) -> FeatureState:
@@ -93,14 +107,14 @@ def _reach(states: FeatureStates, asked: BarsRequest) -> FeatureState:
 
 
 async def _decide(service: Service, states: FeatureStates, state: FeatureState,
-                  asked: BarsRequest) -> dict[str, Any]:
+                  asked: BarsRequest, work: Callable[[Callable[[], Any]], Any]) -> dict[str, Any]:
     """The state reached and the decision at its last row, or why there is none."""
     started = time.perf_counter_ns()
     model = service.champion
     a = asked.account
     account = account_record(position=a.position, entry=a.entry, stop=level(a.stop), target=level(a.target),
                              equity=a.equity, peak=a.equity, day_start=a.day_start, bars_in_trade=a.bars_in_trade)
-    market = await asyncio.to_thread(states.market, state)
+    market = await work(partial(states.market, state))
     try:
         inputs = row_inputs(market, len(market) - 1, account, asked.seed)
         decision = model.decider.decide(inputs)

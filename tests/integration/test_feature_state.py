@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from algospace.types import Bars
 from envs.config import CoreEnvConfig, RiskEnvConfig
 from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
 from serving.decider import account_record
-from serving.feature_state import FeatureSettings, FeatureState, FeatureStates, UnknownState, row_inputs
+from serving.feature_state import Building, FeatureSettings, FeatureState, FeatureStates, UnknownState, row_inputs
 from serving.policy import BundlePolicy
 from serving.routes import state as routes
 from serving.service import AppSettings, Service
@@ -141,6 +143,53 @@ def test_few_states_are_kept(bars: Bars, bundle: Bundle, catalog: Path) -> None:
         held.advance(base, bars.slice(HELD, HELD + 1 + n))
     assert len(held._known) == 2
     assert held.get(base.id).id == base.id
+
+
+def test_ids_that_nobody_gave_cost_one_build_at_a_time_and_no_known_state(
+        bars: Bars, bundle: Bundle, catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = states(bundle, catalog, states=2)
+    base = held.base()
+    built, go, begun, build = [], threading.Event(), threading.Event(), held._build
+
+    def slow(until_ns: int | None) -> FeatureState:
+        built.append(until_ns)
+        begun.set()
+        assert go.wait(60)
+        return build(until_ns)
+
+    monkeypatch.setattr(held, "_build", slow)
+    wrong = [f"{base.through_ns - n * bars.width_ns}-{'0' * 32}" for n in range(1, 4)]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.get, wrong[0])
+        assert begun.wait(60)
+        assert held.get(base.id) is base  # not behind the lock of the one that is built
+        for state_id in wrong[1:]:
+            with pytest.raises(Building):
+                held.get(state_id)
+        go.set()
+        assert isinstance(first.exception(60), UnknownState)
+    for _ in range(3):
+        with pytest.raises(UnknownState):
+            held.get(wrong[0])
+    assert len(built) == 1
+    assert list(held._known) == [base.id]  # what was built for a wrong id pushes nothing out
+    monkeypatch.setattr("serving.feature_state._MOST_ABSENT", 1)
+    with pytest.raises(UnknownState):
+        held.get(wrong[1])
+    assert list(held._absent) == wrong[1:2]
+
+
+def test_the_route_tells_to_try_again_while_another_state_is_built(bundle: Bundle, catalog: Path) -> None:
+    app = FastAPI()
+    routes.add_routes(app, Service(bundle, AppSettings(features=FeatureSettings(catalog=catalog))))
+
+    def busy(*_: Any) -> None:
+        raise Building
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureStates, "get", busy)
+        answer = TestClient(app).post("/v1/decide/bars", json={"state_id": "1-x", "bars": [], "account": ACCOUNT})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 def bar(bars: Bars, n: int) -> dict[str, Any]:
