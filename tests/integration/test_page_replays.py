@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,21 @@ def test_recordings_are_listed_and_answers_are_bounded(client: TestClient) -> No
                                   "/etc", "first\x00"])
 def test_only_names_that_were_found_are_read(client: TestClient, name: str) -> None:
     assert client.get("/v1/replay", params={"name": name}).status_code == 404
+
+
+def test_an_answer_is_encoded_beside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, dumps = [], json.dumps
+
+    def watched(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return dumps(*args, **kwargs)
+
+    monkeypatch.setattr(json, "dumps", watched)
+    answer = client.get("/v1/replay?name=first/report&count=150")
+    monkeypatch.undo()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert threads
+    assert all("worker" in name for name in threads), threads
 
 
 @pytest.mark.parametrize("query", ["start=-1", "count=0", "start=x", "count=99999999999", ""])
