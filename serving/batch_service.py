@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +23,51 @@ from serving.limits import LimitsSettings
 from serving.models import Model
 from serving.reading import FieldError, faults, require_schema, row_inputs
 from serving.schemas import BatchEnvelope, DecideRow
+from serving.stream import StreamHub
 
 JSON = "application/json"
+_TURN_S = 0.005
+_TOLD_AT_ONCE = 64
+_PACE_S, _MOST_PACES = 0.001, 50
 
 
 @dataclass(frozen=True)
 class RowsRead:
     """A batch as the model takes it: `inputs` of the rows `kept` (None: no row is sound), by row what is wrong,
-    and the rows' own trace ids."""
+    and the rows' own trace ids. `regimes`: of the rows kept, the regime vector or window as it was given."""
 
     inputs: BatchInputs | None
     kept: AnyArray
     errors: list[Any]
     traces: list[str | None]
+    regimes: Sequence[AnyArray] | AnyArray
 
 
-def read_json(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
-    """ValidationError or FieldError if the batch as a whole is wrong; a row's faults are its own."""
+class _Turns:
+    """Long work in the event loop: every few milliseconds others get their turn and the deadline is looked at."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._since = call, time.perf_counter()
+
+    async def next(self) -> None:
+        """A step of the work is done."""
+        if time.perf_counter() - self._since > _TURN_S:
+            await asyncio.sleep(0)
+            self._call.check("the batch was being read")
+            self._since = time.perf_counter()
+
+    async def regimes(self, model: Model, given: Iterable[AnyArray]) -> AnyArray:
+        """(N, R) of regime vectors and windows: a window costs a run of the RDE."""
+        found = []
+        for one in given:
+            found.append(model.decider.regime_vector(one))
+            await self.next()
+        return np.stack(found)
+
+
+async def read_json(model: Model, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
+    """ValidationError or FieldError if the batch as a whole is wrong, Refused past the deadline; a row's faults
+    are its own."""
     try:
         values = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -50,6 +79,7 @@ def read_json(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
                          f"{len(envelope.rows)}")
     sound: list[DecisionInputs] = []
     kept, errors, traces = [], [], []
+    turns = _Turns(call)
     for number, value in enumerate(envelope.rows):
         fault, trace = None, None
         try:
@@ -63,15 +93,15 @@ def read_json(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
             fault = [error.fault]
         errors.append(fault)
         traces.append(trace)
-    inputs = None
+        await turns.next()
+    inputs, given = None, [row.regime for row in sound]
     if sound:
-        regime = np.stack([model.decider.regime_vector(row.regime) for row in sound])
-        inputs = BatchInputs.of(sound, regime)
-    return RowsRead(inputs, np.array(kept, np.int64), errors, traces)
+        inputs = BatchInputs.of(sound, await turns.regimes(model, given))
+    return RowsRead(inputs, np.array(kept, np.int64), errors, traces, given)
 
 
-def read_arrow(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
-    """FieldError if the batch as a whole is wrong."""
+async def read_arrow(model: Model, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
+    """FieldError if the batch as a whole is wrong, Refused past the deadline."""
     try:
         table = batch_arrow.decode(body, limits.batch_rows)
         require_schema(model, (table.schema.metadata or {}).get(b"schema_hash", b"").decode("latin-1")[:80])
@@ -81,12 +111,13 @@ def read_arrow(model: Model, body: bytes, limits: LimitsSettings) -> RowsRead:
     kept = np.array([row for row, error in enumerate(errors) if error is None], np.int64)
     traces: list[str | None] = [None] * len(errors)
     if not kept.size:
-        return RowsRead(None, kept, errors, traces)
+        return RowsRead(None, kept, errors, traces, [])
     if kept.size < len(errors):
         inputs = part_of(inputs, kept)
-    if inputs.regime.ndim == 3:
-        inputs = with_regime(inputs, model.decider.regime_vectors(inputs.regime))
-    return RowsRead(inputs, kept, errors, traces)
+    given = inputs.regime
+    if given.ndim == 3:
+        inputs = with_regime(inputs, await _Turns(call).regimes(model, given))
+    return RowsRead(inputs, kept, errors, traces, given)
 
 
 def part_of(inputs: BatchInputs, rows: AnyArray | slice) -> BatchInputs:
@@ -126,26 +157,40 @@ def only_finite(read: RowsRead, decided: BatchDecisions, arrow: bool) -> tuple[R
         errors[row] = text if arrow else [{"loc": ["body", "rows", row], "msg": text, "type": "not_finite"}]
     pick = np.flatnonzero(finite)
     if not pick.size:
-        return RowsRead(None, read.kept[pick], errors, read.traces), None
+        return RowsRead(None, read.kept[pick], errors, read.traces, []), None
     assert read.inputs is not None
-    return RowsRead(part_of(read.inputs, pick), read.kept[pick], errors, read.traces), decided.rows(pick)
+    given = [read.regimes[at] for at in pick.tolist()]
+    return RowsRead(part_of(read.inputs, pick), read.kept[pick], errors, read.traces, given), decided.rows(pick)
 
 
 Tell = Callable[[DecisionInputs, Decision, str], None]
 
 
-def tell_rows(read: RowsRead, decided: BatchDecisions, trace_id: str, tell: Tell) -> None:
-    """Tell the stream and the shadow of every row, as if it had come alone."""
+async def tell_rows(read: RowsRead, decided: BatchDecisions, trace_id: str, tell: Tell, hub: StreamHub) -> None:
+    """Tell the stream and the shadow of every row, as if it had come alone, its regime window included: the shadow
+    has an RDE of its own. Some rows at a time, so that the stream's clients can read along."""
     inputs = read.inputs
     assert inputs is not None
+    at_once = max(1, min(_TOLD_AT_ONCE, hub.settings.queue // 4))
     for at, row in enumerate(read.kept.tolist()):
+        if at and at % at_once == 0:
+            await _let_read(hub)
         sin, cos = inputs.clock[at].tolist()
         distance, strength = inputs.lvn[at].tolist()
         market = MarketState(float(inputs.close[at]), float(inputs.atr[at]), (sin, cos), inputs.synergy[at],
                              (distance, strength))
-        one = DecisionInputs(inputs.strategic[at], inputs.tactical[at], inputs.regime[at], market,
+        one = DecisionInputs(inputs.strategic[at], inputs.tactical[at], read.regimes[at], market,
                              inputs.accounts[at], int(inputs.seeds[at]))
         tell(one, decided.decision(at), read.traces[row] or f"{trace_id}-{row}")
+
+
+async def _let_read(hub: StreamHub) -> None:
+    """A turn for the stream's clients, and some milliseconds more if one is half its queue behind."""
+    await asyncio.sleep(0)
+    for _ in range(_MOST_PACES):
+        if hub.backlog() <= hub.settings.queue // 2:
+            return
+        await asyncio.sleep(_PACE_S)
 
 
 def write_json(read: RowsRead, decided: BatchDecisions | None, model_id: str, call: Call) -> bytes:

@@ -116,7 +116,7 @@ class Service:
         model, limits = self.champion, self.settings.service
         arrow = media_type == MEDIA_TYPE
         try:
-            read = (read_arrow if arrow else read_json)(model, body, limits)
+            read = await (read_arrow if arrow else read_json)(model, body, limits, call)
         except ValidationError as error:
             return JSONResponse({"detail": faults(error)}, 422)
         except FieldError as error:
@@ -133,8 +133,8 @@ class Service:
         content = (write_arrow if arrow else write_json)(read, decided, model.id, call)
         if decided is not None and limits.stream_batches:
             each = latency_ms / len(read.kept)
-            tell_rows(read, decided, call.trace_id, lambda inputs, decision, trace_id: self.life.decided(
-                model, inputs, decision, trace_id, each))
+            await tell_rows(read, decided, call.trace_id, lambda inputs, decision, trace_id: self.life.decided(
+                model, inputs, decision, trace_id, each), self.hub)
         return Response(content, 200, {"x-trace-id": call.trace_id}, MEDIA_TYPE if arrow else JSON)
 
     def _warm_up_batches(self) -> None:

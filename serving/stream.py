@@ -205,6 +205,10 @@ class StreamHub:
                 return None
             return log.after(cursor, _BATCH)
 
+    def backlog(self) -> int:
+        """Events that the slowest client has still to read, clients that are about to be closed left out."""
+        return max((self.log.seq - client.cursor for client in self.clients if not client.slow.done()), default=0)
+
     def _count(self) -> None:
         if self.on_clients is not None:
             self.on_clients(len(self.clients))
@@ -253,6 +257,9 @@ class Client:
         """Something has been published."""
         hub = self._hub
         behind = hub.log.seq - self.cursor
+        if self._waiter is not None and not self._waiter.done():
+            # it has read everything there was: however much has come at once since, it is not slow
+            self._allowed = max(self._allowed, behind + hub.settings.queue)
         if self._stream and self._stream == hub.log.stream and behind > self._allowed:
             if not self.slow.done():
                 hub.slow_clients += 1
