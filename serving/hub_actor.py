@@ -13,6 +13,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +33,10 @@ _LOG = structlog.get_logger("serving")
 _BATCH = 512
 _POLL_S = 2.0
 _SEEN_S = 3 * _POLL_S
+_SILENCE_S = 5 * _POLL_S
 _RETRY_S = 0.2
+_MOST_TRIES = 3
+_VITAL = frozenset({"send", "receive"})
 _LONGEST_RETRY_S = 30.0
 """What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
 _MOST_WAITING = 20_000
@@ -178,6 +182,7 @@ class HubLink:
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._refused = 0
         self._behind: Aliases | None = None
         self._retry_s, self._retry_at = _RETRY_S, 0.0
 
@@ -189,8 +194,9 @@ class HubLink:
         if self._service.life.last_failure is not None:
             raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
         self._service.life.link = self
-        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive()),
-                       asyncio.create_task(tell_figures(self._service, self))]
+        self._tasks = [asyncio.create_task(self._keep("send", self._send)),
+                       asyncio.create_task(self._keep("receive", self._receive)),
+                       asyncio.create_task(self._keep("figures", lambda: tell_figures(self._service, self)))]
 
     async def stop(self) -> None:
         """End the connection's tasks, and wait for their end."""
@@ -250,29 +256,58 @@ class HubLink:
         if state.model is None:
             service.life.announce()
 
-    async def _send(self) -> None:
+    async def _keep(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat `step` for ever. After an error it is tried again, later each time, and the replica is not ready
+        until it has gone well (but for its figures: others can do without)."""
+        broken, wait = self._service.life.broken_links, _RETRY_S
         while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
+                await step()
+            except Exception as error:  # noqa: BLE001  # a task that ended here would be missed by nobody
+                _LOG.error("hub_link_failed", task=name, error=f"{type(error).__name__}: {error}", retry_s=wait)
+                if name in _VITAL:
+                    broken.add(name)
+                await asyncio.sleep(wait)
+                wait = min(2.0 * wait, _LONGEST_RETRY_S)
+            else:
+                broken.discard(name)
+                wait = _RETRY_S
+
+    async def _send(self) -> None:
+        """What waits, or what comes in a while. Events that the actor refuses again and again are lost."""
+        if not self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await self._work.wait()
+        self._work.clear()
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
                 await _patiently(lambda batch=batch: self._actor.publish.remote(batch))
+            except Exception:
+                self._refused += 1
+                if self._refused < _MOST_TRIES:
+                    self._waiting.extendleft(reversed(batch))
+                else:
+                    self.lost, self._refused = self.lost + len(batch), 0
+                raise
+            self._refused = 0
 
     async def _receive(self) -> None:
+        """One poll and what follows from it."""
         service = self._service
-        while True:
-            log, known = service.hub.log, self._behind or service.life.aliases
-            stream, events, aliases = await _patiently(lambda log=log, known=known: self._actor.poll.remote(
-                self.replica, service.champion.id, log.stream, log.seq, known.revision))
-            if stream != log.stream:
-                await self._attach()
-                continue
-            service.hub.receive(events)
-            if aliases is not None:
-                self._retry_s = _RETRY_S
-                await self._follow(aliases)
-            elif self._behind is not None and time.monotonic() >= self._retry_at:
-                await self._follow(self._behind)
+        log, known = service.hub.log, self._behind or service.life.aliases
+        stream, events, aliases = await _patiently(lambda: self._actor.poll.remote(
+            self.replica, service.champion.id, log.stream, log.seq, known.revision))
+        if stream != log.stream:
+            await self._attach()
+            return
+        service.hub.receive(events)
+        if aliases is not None:
+            self._retry_s = _RETRY_S
+            await self._follow(aliases)
+        elif self._behind is not None and time.monotonic() >= self._retry_at:
+            await self._follow(self._behind)
 
     async def _follow(self, aliases: Aliases) -> None:
         """Follow, or remember to try again: later each time, and at once when the aliases change."""
@@ -285,12 +320,13 @@ class HubLink:
 
 
 async def _patiently(call: Any) -> Any:
-    """The call's result; while the actor is away, it is repeated."""
+    """The call's result; while the actor is away, it is repeated. TimeoutError if it does not answer."""
     from ray.exceptions import RayActorError
 
     while True:
         try:
-            return await call()
+            async with asyncio.timeout(_SILENCE_S):
+                return await call()
         except RayActorError as error:
             _LOG.warning("hub_away", error=type(error).__name__)
             await asyncio.sleep(_RETRY_S)

@@ -36,6 +36,7 @@ _LOG = structlog.get_logger("serving")
 _LATENCY_EVERY_S = 1.0
 _LATENCIES = 2048
 PRESENT_SHADOW = "shadow"
+BEHIND = "not on the champion that the replicas agreed on; GET /v1/model says why"
 
 
 class LifecycleSettings(FrozenConfig):
@@ -109,6 +110,7 @@ class Lifecycle:
         self._latencies: list[float] = []
         self._latency_due = 0.0
         self.last_failure: str | None = None
+        self.broken_links: set[str] = set()
         self.logs = LogSettings()
         self.announce()
 
@@ -165,16 +167,18 @@ class Lifecycle:
                                     "seconds": time.perf_counter() - started}
 
     def not_ready(self) -> str | None:
-        """Why this replica must not decide: it is not on the agreed champion. Without details: anybody may ask."""
+        """Why no request should be sent here, as far as the other replicas are concerned. Anybody may ask: no
+        details."""
         if self.last_failure is not None:
-            return "not on the champion that the replicas agreed on; GET /v1/model says why"
+            return BEHIND
+        if self.broken_links:
+            return "the link to the other replicas is broken; the log of the service says why"
         return None
 
     def check(self) -> None:
         """Refused (503) while this replica is not on the agreed champion: another one would answer otherwise."""
-        why = self.not_ready()
-        if why is not None:
-            raise late(why)
+        if self.last_failure is not None:
+            raise late(BEHIND)
 
     async def follow(self, aliases: Aliases) -> None:
         """Become what all replicas agreed on; a failure leaves the old models and is kept in `last_failure`, and

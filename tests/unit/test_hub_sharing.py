@@ -32,6 +32,8 @@ class Remote:
 
     def __init__(self) -> None:
         self.body, self.away = HubBody(SETTINGS.stream.model_dump(mode="json")), False
+        self.faults: dict[str, int] = {}
+        self.silent = False
 
     def __getattr__(self, name: str) -> Any:
         class Method:
@@ -39,6 +41,11 @@ class Remote:
             async def remote(*arguments: Any) -> Any:
                 if self.away:
                     raise RayActorError
+                if self.silent:
+                    await asyncio.sleep(60)
+                if self.faults.get(name, 0) > 0:
+                    self.faults[name] -= 1
+                    raise RuntimeError("cannot be serialised")
                 body = self.body
                 result = copy.deepcopy(await getattr(body, name)(*copy.deepcopy(arguments)))
                 if self.away or body is not self.body:
@@ -127,6 +134,55 @@ def test_what_is_published_while_the_hub_is_away_comes_later(bundles: list[Bundl
         told = [e.data["n"] for e in service.hub.log.after(service.hub.log.first - 1, 99) if e.topic == "trade"]
         assert told == list(range(20))
         await link.stop()
+
+    asyncio.run(play())
+
+
+def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
+        bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_actor._SILENCE_S", 0.3)
+
+    async def play() -> None:
+        actor = Remote()
+        link = opened(bundles[0], actor)
+        await link.start()
+        service = link._service
+
+        def trades() -> list[int]:
+            log = service.hub.log
+            return [e.data["n"] for e in log.after(log.first - 1, 99) if e.topic == "trade"]
+
+        for n, (call, task) in enumerate((("publish", "send"), ("poll", "receive"))):
+            actor.faults[call] = 2
+            service.hub.publish("trade", {"n": n})
+            await until(lambda task=task: service.life.broken_links == {task})
+            assert "link" in str(service.not_ready())
+            service.life.check()  # decisions need no link
+            await until(lambda: service.not_ready() is None)
+            await until(lambda n=n: trades() == list(range(n + 1)))  # once, and not lost
+        actor.faults["publish"] = 3  # whatever it is, it must not stand in the way of the rest for ever
+        service.hub.publish("trade", {"n": 2})
+        await until(lambda: link.lost == 1)
+        await until(lambda: service.not_ready() is None)
+        actor.silent = True  # neither an answer nor an error
+        await until(lambda: service.not_ready() is not None)
+        actor.silent = False
+        await until(lambda: service.not_ready() is None)
+        with monkeypatch.context() as patch:  # figures are not worth a replica, but they come back too
+            def broken(_: Service) -> None:
+                raise RuntimeError("no figures")
+
+            patch.setattr(service.metrics, "look", broken)
+            other = opened(bundles[0], actor)
+            patch.setattr(other._service.metrics, "look", broken)
+            await other.start()
+            await asyncio.sleep(0.1)
+            assert other._service.not_ready() is None
+        await until(lambda: other.replica in actor.body._told)
+        assert not any(task.done() for task in (*link._tasks, *other._tasks))
+        await link.stop()
+        await other.stop()
 
     asyncio.run(play())
 
