@@ -56,9 +56,10 @@ class OnnxBackend:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._sessions: dict[str, tuple[ort.InferenceSession, list[str]]] = {}
+        self._vote = bundle.read("vote.onnx")  # for `embed` and `heads`, whatever becomes of the file
         for graph in ("vote", "execute", "mrms", "rde"):
             if bundle.has(graph):
-                self._open(graph, bundle.path(graph).read_bytes())
+                self._open(graph, self._vote if graph == "vote" else bundle.read(f"{graph}.onnx"))
 
     def _open(self, graph: str, model: bytes) -> None:
         options = ort.SessionOptions()
@@ -78,7 +79,7 @@ class OnnxBackend:
         if found is None:
             if graph not in ("embed", "heads"):
                 raise _absent(self._bundle, graph)
-            self._open(graph, graph_model(self._bundle.path("vote"), graph))
+            self._open(graph, graph_model(self._vote, graph))
             found = self._sessions[graph]
         session, outputs = found
         return dict(zip(outputs, session.run(outputs, inputs), strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,17 @@ class Bundle:
         """The ONNX file of `graph`: vote, execute, mrms or rde."""
         return self.directory / f"{graph}.onnx"
 
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, verified: an export into the folder of a bundle in use must not mix two models.
+
+        BundleError if they are not what the manifest names any more.
+        """
+        raw = _read(self.directory, name)
+        if hashlib.sha256(raw).hexdigest() != self.manifest.files.get(name):
+            raise BundleError(f"{self.directory}: {name} is not the one of bundle {self.id[:12]} any more; open "
+                              f"the folder again")
+        return raw
+
     def has(self, graph: str) -> bool:
         """Whether the bundle holds `graph`."""
         return f"{graph}.onnx" in self.manifest.files
@@ -178,7 +190,7 @@ def save_weights(path: Path, networks: Mapping[str, nn.Module | None]) -> None:
 def load_weights(bundle: Bundle, name: str, network: nn.Module) -> None:
     """Load the arrays of network `name` into `network` and set it to evaluation mode."""
     prefix = f"{name}."
-    with np.load(bundle.directory / WEIGHTS, allow_pickle=False) as arrays:
+    with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
         state = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files
                  if key.startswith(prefix)}
     network.load_state_dict(state)

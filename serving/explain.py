@@ -19,18 +19,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from pydantic import Field
 
 from agents.core import VOTERS, CoreNet
 from agents.gate import PASS, Votes, count_votes
 from algospace.config import FrozenConfig
+from algospace.errors import BundleError
 from algospace.types import Float32Array, FloatArray
 from serving.access import Refused
 from serving.backends import TorchBackend
 from serving.bundle import Bundle, load_weights, network_shapes
 from serving.decider import Decider, DecisionInputs
 
+_LOG = structlog.get_logger("serving")
 TOLERANCE = 1e-4
 """Largest residual, as a share of the difference (or of _SMALL, if that is larger)."""
 _SMALL = 0.01
@@ -186,7 +189,8 @@ class ExplainDesk:
         self._explainer: Explainer | None = None
 
     async def explain(self, bundle: Bundle, inputs: DecisionInputs) -> dict[str, Any]:
-        """The document; Refused (503) while another explanation is made, (504) if this one takes too long."""
+        """The document; Refused (503) while another explanation is made or once
+        the bundle's files are another model's, (504) if this one takes too long."""
         if self._busy:
             refusal = Refused(503, "another explanation is being made; they are made one at a time")
             refusal.retry_after = 1
@@ -198,6 +202,10 @@ class ExplainDesk:
         future.add_done_callback(self._free)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
+        except BundleError as error:
+            _LOG.error("no_explanation", model=bundle.id, error=str(error))
+            raise Refused(503, f"the files of model {bundle.id[:12]} are no longer those that it decides by; "
+                               f"switch to the folder's model, or put the files back") from None
         except TimeoutError:
             raise Refused(504, f"no explanation within {self.settings.timeout_s:g} s") from None
         finally:

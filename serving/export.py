@@ -126,20 +126,22 @@ def export_regime(regime: nn.Module, window: int, features: int, directory: Path
             directory / "rde.onnx")
 
 
-def split_vote(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """`vote.onnx` cut at the embeddings: (embed: EMBED_INPUTS -> embedded, heads: HEADS_INPUTS -> logits)."""
-    extractor = onnx.utils.Extractor(onnx.load(str(path)))
+def split_vote(model: bytes) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """`vote.onnx`, given as its bytes, cut at the embeddings: (embed: EMBED_INPUTS -> embedded, heads:
+    HEADS_INPUTS -> logits)."""
+    extractor = onnx.utils.Extractor(onnx.load_from_string(model))
     return (extractor.extract_model(list(EMBED_INPUTS), ["embedded"]),
             extractor.extract_model(list(HEADS_INPUTS), ["logits"]))
 
 
-def graph_model(path: Path, graph: str) -> bytes:
-    """The serialised graph `graph` of the file that holds it: embed and heads are cut out of `vote.onnx`."""
+def graph_model(model: bytes, graph: str) -> bytes:
+    """The serialised graph `graph` of the bytes of the file that holds it: embed and heads are cut out of
+    `vote.onnx`."""
     if graph not in ("embed", "heads"):
-        return path.read_bytes()
-    embed, heads = split_vote(path)
-    model: bytes = (embed if graph == "embed" else heads).SerializeToString(deterministic=True)
-    return model
+        return model
+    embed, heads = split_vote(model)
+    part: bytes = (embed if graph == "embed" else heads).SerializeToString(deterministic=True)
+    return part
 
 
 def _export(module: nn.Module, example: tuple[torch.Tensor, ...], inputs: Sequence[str],

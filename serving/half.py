@@ -105,7 +105,7 @@ def confidences_of(answers: Mapping[str, Mapping[str, AnyArray]], gate: Gate, th
 
 
 def _model(bundle: Bundle, graph: str, precision: str) -> bytes:
-    model = graph_model(bundle.path("vote" if graph in ("embed", "heads") else graph), graph)
+    model = graph_model(bundle.read(f"{'vote' if graph in ('embed', 'heads') else graph}.onnx"), graph)
     return to_fp16(model) if precision == "fp16" else model
 
 

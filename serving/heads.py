@@ -8,6 +8,8 @@ the same on every backend.
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 
 from agents.dropout import BANK_ROWS, MaskBank
@@ -26,7 +28,7 @@ class Heads:
         self.samples = bundle.manifest.gate.iterations
         ones = np.ones((BANK_ROWS, core.hidden), np.float32)
         self._lanes = kernels.mask_lanes(ones if self.samples == 1 else self.bank.masks.numpy())
-        with np.load(bundle.directory / WEIGHTS, allow_pickle=False) as arrays:
+        with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
             weights = {key.removeprefix("core."): np.asarray(arrays[key], np.float32) for key in arrays.files
                        if key.startswith("core.")}
         first, dim = weights["trunk_in.weight"].T, core.embed_dim

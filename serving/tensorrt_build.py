@@ -122,7 +122,7 @@ def graph_bytes(bundle: Bundle, graph: str, precision: Precision) -> bytes:
     raw = bundle.path(source).read_bytes()
     if hashlib.sha256(raw).hexdigest() != bundle.manifest.files[f"{source}.onnx"]:
         raise ConfigError(f"{bundle.path(source)}: changed since the bundle was opened; open it again")
-    model = graph_model(bundle.path(source), graph)
+    model = graph_model(raw, graph)
     if precision == "fp16":
         from serving.half import to_fp16
 

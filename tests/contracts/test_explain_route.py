@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 from agents.gate import count_votes
+from algospace.errors import BundleError
 from algospace.features.market_table import MarketTable
 from serving.access import Refused
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
+from serving.backends import OnnxBackend, TorchBackend
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.explain import TOLERANCE, Abandoned, ExplainDesk, Explainer, ExplainSettings, deciding
+from serving.heads import Heads
 from serving.policy import BundlePolicy
 from serving.service import AppSettings
 from tests.serving_market import accounts, random_bundle, rows, serving_table
@@ -44,6 +48,23 @@ def explainer(bundle: Bundle) -> Explainer:
 def inputs(bundle: Bundle, table: MarketTable, number: int = 0, account: int = 0) -> Any:
     row = rows(table)[number]
     return BundlePolicy(bundle, table).inputs(row, accounts(table, row)[account])
+
+
+def test_a_folder_that_was_exported_into_explains_and_runs_no_other_model(tmp_path: Path,
+                                                                         table: MarketTable) -> None:
+    held = random_bundle(tmp_path / "bundle", seed=0)
+    asked = inputs(held, table)
+    running = OnnxBackend(held)
+    embed = {"strategic": asked.strategic[None], "tactical": asked.tactical[None]}
+    before = OnnxBackend(held).infer("embed", embed)["embedded"]
+    random_bundle(tmp_path / "bundle", seed=1)
+    np.testing.assert_array_equal(running.infer("embed", embed)["embedded"], before)  # cut from what was verified
+    for read in (OnnxBackend, TorchBackend, Heads, Explainer):
+        with pytest.raises(BundleError, match="any more"):
+            read(held)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(ExplainDesk(ExplainSettings()).explain(held, asked))
+    assert (refused.value.status, str(tmp_path) in str(refused.value)) == (503, False)
 
 
 def test_attributions_sum_to_the_difference_that_they_explain(bundle: Bundle, table: MarketTable,

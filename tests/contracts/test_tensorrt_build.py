@@ -14,7 +14,6 @@ from serving.backends import make_backend
 from serving.bundle import Bundle, load_bundle
 from serving.engine_commands import export_engines
 from serving.engines import Engine, engine_path, read_engine
-from serving.export import graph_model
 from serving.tensorrt_build import (
     BuildOptions,
     build_engine,
@@ -108,7 +107,7 @@ def test_unknown_capabilities_and_unreadable_graphs_are_refused(module: object, 
         with pytest.raises(ConfigError, match=r"builds for 7\.5, .*8\.9"):
             parse_capabilities(module, text)
     with pytest.raises(ConfigError, match="cannot read the graph"):
-        build_engine(module, graph_model(bundle.path("rde"), "rde")[:-200], BuildOptions(CAPABILITY), 30)
+        build_engine(module, bundle.read("rde.onnx")[:-200], BuildOptions(CAPABILITY), 30)
 
 
 def test_a_graph_changed_after_loading_is_not_built(tmp_path: Path) -> None:
