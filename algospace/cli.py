@@ -5,6 +5,7 @@ Each package contributes `commands.register(app)`; exit codes are 0, 2 (bad inpu
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -26,9 +27,18 @@ def build_app() -> typer.Typer:
     return app
 
 
+def log_to_stderr() -> None:
+    """Log lines go to stderr: stdout is what a script reads. Tracebacks show no local variables, which hold
+    accounts and positions."""
+    colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer],
+                        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
 def main() -> None:
-    """Console script. Log lines go to stderr: stdout is what a script reads."""
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    """Console script."""
+    log_to_stderr()
     try:
         code = build_app()(standalone_mode=False)
     except typer.Abort:

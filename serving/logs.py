@@ -1,6 +1,7 @@
 """The service's log: JSON lines with a trace id, one per decision (sampled) and one per refusal.
 
-No bodies and no secrets: events name their fields, and whatever is called or looks like a secret is blotted out.
+No bodies and no secrets: events name their fields, tracebacks show no local variables, and whatever is called or
+looks like a secret is blotted out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _LOG = structlog.get_logger("serving.decisions")
 _SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|authorization|private_?key|api_?key)$", re.I)
 _SECRET_VALUE = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*|[Bb]earer\s+[\w.~+/=-]{8,}|-----BEGIN [^-]+-----")
 _BLOT = "***"
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+"""Without local variables, which hold bodies, accounts and positions."""
 _LONGEST_TEXT = 2000
 _HASH = 2**32
 
@@ -36,8 +40,8 @@ class LogSettings(FrozenConfig):
 def configure_logs(settings: LogSettings) -> None:
     """Every structlog event of this process goes to stderr, one per line, from now on."""
     render: Any = structlog.processors.JSONRenderer() if settings.format == "json" else (
-        structlog.dev.ConsoleRenderer(colors=False))
-    faults = [structlog.processors.dict_tracebacks] if settings.format == "json" else []
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback))
+    faults = [_TRACEBACKS] if settings.format == "json" else []
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
                     structlog.processors.TimeStamper(fmt="iso", utc=True), *faults, blot_secrets, render],

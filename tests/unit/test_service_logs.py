@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 import structlog
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from algospace.cli import log_to_stderr
+from serving.app import create_app
+from serving.auth import StaticToken, token_digest
+from serving.decider import DecisionInputs
 from serving.logs import LogSettings, configure_logs, is_sampled, log_decision
+from serving.routes.described import example_row
+from serving.service import AppSettings
+from tests.serving_market import random_bundle
 
 DECISION: dict[str, Any] = {
     "trace_id": "t" * 32, "instrument": "ES", "verdict": "REJECT", "reason": "LOW_CONFIDENCE", "direction": 1,
@@ -86,3 +94,44 @@ def test_levels_tracebacks_and_long_texts(capsys: pytest.CaptureFixture[str]) ->
     (line,) = lines(capsys)
     assert len(line["body"]) == 2000
     assert "what went wrong" in json.dumps(line)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    bundle = random_bundle(tmp_path_factory.mktemp("logs") / "bundle")
+    app = create_app(bundle, AppSettings(), StaticToken(token_digest("a-token-of-enough-length")))
+    decider = app.state.service.champion.decider
+    decider.decide = decider.decide_batch = failing
+    return TestClient(app, headers={"Authorization": "Bearer a-token-of-enough-length"})
+
+
+def failing(inputs: Any) -> Any:
+    account = inputs.account if isinstance(inputs, DecisionInputs) else inputs.accounts[0]
+    equity = float(account["equity"])
+    return equity / 0.0
+
+
+@pytest.mark.parametrize("how", ["json", "console", "command line"])
+@pytest.mark.parametrize("path", ["/v1/decide", "/v1/decide/batch"])
+def test_a_failing_decisions_log_holds_nothing_of_the_body(client: TestClient, path: str, how: Any,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    if how == "command line":
+        structlog.reset_defaults()
+        log_to_stderr()
+    else:
+        configure_logs(LogSettings(format=how))
+    bundle = client.app.state.service.champion.bundle  # type: ignore[attr-defined]
+    row = example_row(bundle)
+    row["account"] |= {"equity": 987654.321, "day_start": 987655.125}
+    row["market"] |= {"close": 4321.625}
+    row["strategic"][0][0] = 0.71828125
+    row["seed"] = 42424242
+    schema = {"schema_hash": bundle.manifest.schema_hash}
+    body = row | schema if path == "/v1/decide" else schema | {"rows": [row]}
+    assert client.post(path, json=body).status_code == 500
+    captured = capsys.readouterr()
+    text = captured.err + captured.out
+    assert "decision_failed" in text
+    assert "ZeroDivisionError" in text
+    for value in ("987654", "987655", "4321.6", "71828", "42424242", "day_start", "a-token-of"):
+        assert value not in text, value
