@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _LOG = structlog.get_logger("serving")
 _LATENCY_EVERY_S = 1.0
 _LATENCIES = 2048
+_NOTE_WAIT_S = 20.0
+"""So long the answer to a switch waits to tell what the registry said."""
 PRESENT_SHADOW = "shadow"
 BEHIND = "not on the champion that the replicas agreed on; GET /v1/model says why"
 
@@ -106,7 +109,9 @@ class Lifecycle:
         self.agreed: Callable[[bool], None] | None = None
         self._models: dict[str, Model] = {bundle.id: host.champion}
         self._runner: ShadowRunner | None = None
-        self._switching = asyncio.Lock()
+        self._switching, self._noting = asyncio.Lock(), asyncio.Lock()
+        self.noted: str | None = None
+        self._notes: set[asyncio.Task[None]] = set()
         self._latencies: list[float] = []
         self._latency_due = 0.0
         self.last_failure: str | None = None
@@ -137,34 +142,45 @@ class Lifecycle:
         self._host.hub.publish("model", self.status())
 
     def status(self) -> dict[str, Any]:
-        """Ids of champion, shadow and previous, and what the champion is."""
+        """Ids of champion, shadow and previous, what the champion is, and what the registry said last."""
         a, model = self.aliases, self._host.champion
         manifest = model.bundle.manifest
         return {"champion": a.champion.id, "shadow": a.shadow and a.shadow.id,
                 "previous": a.previous and a.previous.id, "revision": a.revision, "source": a.champion.source,
                 "backend": model.backend.name, "instrument": manifest.instrument,
-                "schema_hash": manifest.schema_hash}
+                "schema_hash": manifest.schema_hash, "registry": self.noted}
 
     async def switch(self, order: Order, user: str) -> dict[str, Any]:
         """Do what `order` asks, whole or not at all; NotSwitched says why not."""
         if self._switching.locked():
             raise NotSwitched(409, "another switch is under way: ask again when it has ended")
+        started, before = time.perf_counter(), self.aliases
+        try:  # the registry may take minutes to answer; a roll-back does not wait for that
+            wanted, checks = await asyncio.to_thread(self._plan, order)
+        except (AlgoSpaceError, OSError) as error:
+            raise self._unchanged(error) from None
+        if self._switching.locked() or self.aliases is not before:
+            raise NotSwitched(409, "another switch came first: look at GET /v1/model and ask again")
         async with self._switching:
-            started = time.perf_counter()
             try:
-                wanted, checks = await asyncio.to_thread(self._plan, order)
                 models = await asyncio.to_thread(self._load, wanted)
             except (AlgoSpaceError, OSError) as error:
-                raise NotSwitched(422, f"{error}; the champion stays {self.aliases.champion.id[:12]}") from None
+                raise self._unchanged(error) from None
+            log = _LOG.bind(user=user, alias=order.alias, champion=wanted.champion.id,
+                            shadow=wanted.shadow and wanted.shadow.id, revision=wanted.revision)
+            log.info("model_switch_begins", champion_before=before.champion.id)
             if self.link is not None and not await self.link.move(wanted):
+                log.info("model_not_switched", why="another replica was faster")
                 raise NotSwitched(409, "another replica switched at the same time: look at GET /v1/model")
             await self._adopt(wanted, models)
             self.announce()
-            noted = await asyncio.to_thread(self._note, order)
-            _LOG.info("model_switched", user=user, alias=order.alias, champion=wanted.champion.id,
-                      shadow=wanted.shadow and wanted.shadow.id, revision=wanted.revision)
-            return self.status() | {"checks": [vars(check) for check in checks], "registry": noted,
-                                    "seconds": time.perf_counter() - started}
+            log.info("model_switched")
+        took = time.perf_counter() - started
+        await self._tell_registry()
+        return self.status() | {"checks": [vars(check) for check in checks], "seconds": took}
+
+    def _unchanged(self, error: Exception) -> NotSwitched:
+        return NotSwitched(422, f"{error}; the champion stays {self.aliases.champion.id[:12]}")
 
     def not_ready(self) -> str | None:
         """Why no request should be sent here, as far as the other replicas are concerned. Anybody may ask: no
@@ -289,16 +305,28 @@ class Lifecycle:
         if host.shadow is not None and self._runner is None:
             self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
 
-    def _note(self, order: Order) -> str | None:
-        """Move the registry's aliases to where the service's are; what came of it, in words."""
+    async def _tell_registry(self) -> None:
+        """Have the registry's aliases moved in the background; wait a moment for what comes of it (`noted`)."""
         if not self.settings.registry:
-            return None
-        refs = {"champion": self.aliases.champion, "shadow": self.aliases.shadow}
-        try:
-            return self.registry.note({alias: ref for alias, ref in refs.items() if ref is not None})
-        except (AlgoSpaceError, OSError) as error:  # the service has switched; the registry can be told later
-            _LOG.warning("registry_not_noted", alias=order.alias, error=str(error))
-            return f"not noted: {error}"
+            return
+        self.noted = "being told; GET /v1/model says what came of it"
+        task = asyncio.create_task(self._note())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NOTE_WAIT_S):
+                await asyncio.shield(task)
+
+    async def _note(self) -> None:
+        """Move the registry's aliases to where the service's are, one note after the other."""
+        async with self._noting:
+            refs = {"champion": self.aliases.champion, "shadow": self.aliases.shadow}
+            known = {alias: ref for alias, ref in refs.items() if ref is not None}
+            try:
+                self.noted = await asyncio.to_thread(self.registry.note, known)
+            except Exception as error:  # noqa: BLE001  # the service has switched; the status tells, nobody else can
+                _LOG.warning("registry_not_noted", champion=self.aliases.champion.id, error=str(error))
+                self.noted = f"not noted: {error}"
 
 
 def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,

@@ -76,9 +76,12 @@ class Registry:
     def _ask(self, what: str, **request: Any) -> dict[str, Any]:
         if not self._uri:
             raise ConfigError("no registry is configured; set lifecycle.registry to MLflow's tracking URI")
-        done = subprocess.run([sys.executable, "-m", "serving.mlflow_source"], text=True, capture_output=True,
-                              input=json.dumps({"what": what, "uri": self._uri, **request}), timeout=_TIMEOUT_S,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+        try:
+            done = subprocess.run([sys.executable, "-m", "serving.mlflow_source"], text=True, capture_output=True,
+                                  input=json.dumps({"what": what, "uri": self._uri, **request}),
+                                  timeout=_TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"{self._uri}: the registry did not answer within {_TIMEOUT_S:g} s") from None
         lines = done.stdout.strip().splitlines()
         if not lines:
             raise ConfigError(f"{self._uri}: the registry did not answer: {done.stderr.strip()[-300:]}")

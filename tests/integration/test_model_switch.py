@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from algospace.errors import ConfigError
 from serving.aliases import Check, ModelRef
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
+from serving.mlflow_source import Registry
 from serving.policy import BundlePolicy
 from serving.routes import model as routes
 from serving.service import AppSettings, Service
@@ -158,6 +163,66 @@ def test_the_checks_of_the_registry_decide(bundles: list[Bundle], monkeypatch: p
     with pytest.raises(NotSwitched, match=r"shadow: 0 decisions as shadow, 2 asked; gate: promise not kept"):
         asyncio.run(service.life.switch(Order(source=str(bundles[1].directory)), "alice"))
     assert asked[0].id == bundles[1].id
+
+
+def test_a_registry_that_hangs_holds_nobody_up(bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.lifecycle._NOTE_WAIT_S", 0.2)
+    service = Service(bundles[0], AppSettings(lifecycle=LifecycleSettings(registry="http://x",
+                                                                              require_checks=False)))
+    life, hangs, answers = service.life, threading.Event(), threading.Event()
+    noted: list[str] = []
+
+    def note(aliases: dict[str, ModelRef]) -> str:
+        assert hangs.wait(60)
+        noted.append(aliases["champion"].id)
+        return "moved"
+
+    def checks(ref: ModelRef) -> tuple[Check, ...]:
+        assert answers.wait(60)
+        return ()
+
+    async def play() -> None:
+        monkeypatch.setattr(life.registry, "note", note)
+        outcome = await life.switch(Order(source=str(bundles[1].directory)), "alice")
+        assert "being told" in outcome["registry"]
+        asked = time.perf_counter()
+        back = await life.switch(Order(rollback=True), "alice")
+        assert (back["champion"], service.champion.id) == (bundles[0].id, bundles[0].id)
+        assert time.perf_counter() - asked < 10
+        hangs.set()
+        await asyncio.gather(*life._notes)
+        assert life.status()["registry"] == "moved"
+        assert noted == [bundles[1].id, bundles[0].id]  # in order: the last is where the service is
+
+        def late(_: object) -> str:
+            raise subprocess.TimeoutExpired("mlflow", 300)
+
+        monkeypatch.setattr(life.registry, "note", late)
+        outcome = await life.switch(Order(source=str(bundles[1].directory)), "alice")
+        assert (outcome["champion"], service.champion.id) == (bundles[1].id, bundles[1].id)
+        assert outcome["registry"].startswith("not noted: ")
+
+        object.__setattr__(life, "settings", life.settings.model_copy(update={"require_checks": True}))
+        monkeypatch.setattr(life.registry, "checks", checks)
+        waiting = asyncio.create_task(life.switch(Order(source=str(bundles[2].directory)), "alice"))
+        await asyncio.sleep(0.1)
+        await life.switch(Order(rollback=True), "bob")  # while a promotion waits for its checks
+        answers.set()
+        with pytest.raises(NotSwitched, match="another switch came first"):
+            await waiting
+        assert service.champion.id == bundles[0].id
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(play())
+    events = [line["event"] for line in lines if line["event"].startswith("model_switch")]
+    assert events == ["model_switch_begins", "model_switched"] * 4
+    assert lines[0] | {"user": "alice", "champion": bundles[1].id, "champion_before": bundles[0].id} == lines[0]
+
+
+def test_a_registry_that_does_not_answer_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.mlflow_source._TIMEOUT_S", 0.01)
+    with pytest.raises(ConfigError, match=r"http://x: the registry did not answer within 0\.01 s"):
+        Registry("http://x", "m", None).note({})
 
 
 def wait_for(service: Service, compared: int) -> dict[str, Any]:

@@ -256,8 +256,6 @@ def test_a_replica_that_is_behind_is_ready_when_the_others_come_back(bundles: li
 
     asyncio.run(play())
 
-    asyncio.run(play())
-
 
 def test_a_newly_configured_bundle_is_champion(bundles: list[Bundle]) -> None:
     async def play() -> None:
