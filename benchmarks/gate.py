@@ -11,9 +11,10 @@ precision with its exact 95 % interval against the promise, and the gate's lift 
 open gate's trades (algospace.analysis.gate_report).
 
 `martingale`: 10,000 opportunities of random direction, put into the mouths of all three voters with a flat
-account; execution, M-RMS, limits and gate are asked as ever. `own`: the gate as calibrated on such markets;
-`foreign`: the gate of `easy`, which was never told that the market changed; `corrected`: the same, told after
-every trade how it ended (the online correction); `open`: no gate, what the others are measured by.
+account; execution, M-RMS, limits and gate are asked as ever. `own`: the gate as calibrated on such markets,
+which it shuts: nothing passes a shut gate; `foreign`: the gate of `easy`, which was never told that the market
+changed, as the decision service applies it; `corrected`: the same, told after every trade of its market how it
+ended (the online correction, which only sessions have); `open`: no gate, what the others are measured by.
 
 Sessions run side by side, in chunks that start flat.
 """
@@ -144,8 +145,10 @@ class Desks:
 
     def inject(self, count: int, gate: Gate, seed: int, correction: AdaptiveConformal | None = None) -> int:
         """How many of `count` opportunities of random direction pass; with a `correction` each trade that passes
-        is played out (bracket, or 100 bars) and its outcome told when it is known."""
+        is played out (bracket, or 100 bars) and its outcome told when it is known; it begins anew here."""
         table = self.table
+        if correction is not None:
+            correction.reset()  # a market is a session: BundlePolicy begins each anew
         rng = np.random.default_rng(seed)
         usable = np.flatnonzero(table.decision[:len(table) - _LONGEST_TRADE - 2])
         rows = usable[np.linspace(0, usable.size - 1, count).round().astype(np.int64)]

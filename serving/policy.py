@@ -95,7 +95,11 @@ class BundlePolicy:
             self.correction.update(trade.gained)
 
     def inputs(self, row: int, account: Any) -> DecisionInputs:
-        """The complete inputs of row `row`: what a client sends to the decision service for the same verdict."""
+        """The complete inputs of row `row`: what a client sends to the decision service.
+
+        The service gives the verdict of `decide` while `gate_threshold` is the calibrated one: it follows no
+        trades.
+        """
         table, schema = self.table, self.table.schema
         slow = int(table.row_30m[row])
         regime = self._regimes_of(np.array([slow]))[0]
