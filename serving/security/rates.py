@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections import OrderedDict
 
 import limits
 from limits.storage import MemoryStorage
@@ -29,11 +31,16 @@ class Rate:
         self._item = limits.parse(text)
         self._storage = MemoryStorage()
         self._limiter = MovingWindowRateLimiter(self._storage)
+        self._keys: OrderedDict[str, None] = OrderedDict()  # the one that came last is last
+        self._lock = threading.Lock()
 
     def allows(self, key: str) -> bool:
         """Whether `key` may once more, now; counts it if so."""
-        if len(self._storage.events) > _MANY_KEYS:
-            self._forget()
+        with self._lock:
+            self._keys[key] = None
+            self._keys.move_to_end(key)
+            while len(self._keys) > _MANY_KEYS:
+                self._forget(self._keys.popitem(last=False)[0])
         return self._limiter.hit(self._item, key)
 
     def take(self, key: str) -> None:
@@ -42,9 +49,7 @@ class Rate:
             reset = self._limiter.get_window_stats(self._item, key).reset_time
             raise TooMany(max(1, math.ceil(reset - time.time())))
 
-    def _forget(self) -> None:
-        """The library keeps an empty list for every key it has ever seen; invented addresses would fill memory."""
-        for key in [key for key, entries in tuple(self._storage.events.items()) if not entries]:
-            self._storage.clear(key)
-        if len(self._storage.events) > _MANY_KEYS:  # that many within one window: an attack from many addresses
-            self._storage.reset()
+    def _forget(self, key: str) -> None:
+        """The library keeps a list for every key it has ever seen; invented addresses would fill memory. The key
+        that has not come for longest goes, so that who is refused, and comes again, stays refused."""
+        self._storage.clear(self._item.key_for(key))
