@@ -24,7 +24,7 @@ class Health(BaseModel):
         "seconds_since_decision": 0.02, "draining": False}]}, extra="allow")
 
     status: str
-    why: str | None
+    why: str | None = None
     backend: str
     fallbacks: list[str]
     model: str
