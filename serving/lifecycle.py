@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,15 +169,19 @@ class Lifecycle:
             log = _LOG.bind(user=user, alias=order.alias, champion=wanted.champion.id,
                             shadow=wanted.shadow and wanted.shadow.id, revision=wanted.revision)
             log.info("model_switch_begins", champion_before=before.champion.id)
-            if self.link is not None and not await self.link.move(wanted):
-                log.info("model_not_switched", why="another replica was faster")
-                raise NotSwitched(409, "another replica switched at the same time: look at GET /v1/model")
-            await self._adopt(wanted, models)
-            self.announce()
-            log.info("model_switched")
+            await _whole(self._change(wanted, models, log))
         took = time.perf_counter() - started
         await self._tell_registry()
         return self.status() | {"checks": [vars(check) for check in checks], "seconds": took}
+
+    async def _change(self, wanted: Aliases, models: dict[str, Model], log: Any) -> None:
+        """Everybody's aliases, this replica's models, what stream and log say: all of it or nothing."""
+        if self.link is not None and not await self.link.move(wanted):
+            log.info("model_not_switched", why="another replica was faster")
+            raise NotSwitched(409, "another replica switched at the same time: look at GET /v1/model")
+        await self._adopt(wanted, models)
+        self.announce()
+        log.info("model_switched")
 
     def _unchanged(self, error: Exception) -> NotSwitched:
         return NotSwitched(422, f"{error}; the champion stays {self.aliases.champion.id[:12]}")
@@ -209,8 +213,8 @@ class Lifecycle:
                 self.last_failure = f"cannot follow to {aliases.champion.id[:12]}: {error}"
                 _LOG.error("model_not_followed", champion=aliases.champion.id, error=str(error))
                 return
+            await _whole(self._adopt(aliases, models))
             self.last_failure = None
-            await self._adopt(aliases, models)
 
     def close(self) -> None:
         """End the shadow's thread."""
@@ -294,16 +298,17 @@ class Lifecycle:
 
     async def _adopt(self, wanted: Aliases, models: dict[str, Model]) -> None:
         """The switch itself: one reference, between two requests of the event loop."""
-        host, shadow = self._host, wanted.shadow
+        host, shadow, ended = self._host, wanted.shadow, None
         if self._runner is not None and (shadow is None or shadow.id != self._runner.model.id):
-            runner, self._runner, host.shadow = self._runner, None, None
-            await asyncio.to_thread(runner.stop)
+            ended, self._runner, host.shadow = self._runner, None, None
         host.champion = models[wanted.champion.id]
         if shadow is not None and "shadow" in models:
             host.shadow = models.pop("shadow")
         self.aliases, self._models = wanted, models
         if host.shadow is not None and self._runner is None:
             self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
+        if ended is not None:
+            await asyncio.to_thread(ended.stop)
 
     async def _tell_registry(self) -> None:
         """Have the registry's aliases moved in the background; wait a moment for what comes of it (`noted`)."""
@@ -327,6 +332,18 @@ class Lifecycle:
             except Exception as error:  # noqa: BLE001  # the service has switched; the status tells, nobody else can
                 _LOG.warning("registry_not_noted", champion=self.aliases.champion.id, error=str(error))
                 self.noted = f"not noted: {error}"
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """`work` to its end, even if the caller is cancelled meanwhile; the cancellation comes behind it."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+        raise
 
 
 def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from algospace.errors import ConfigError
-from serving.aliases import Check, ModelRef
+from serving.aliases import Aliases, Check, ModelRef
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
@@ -163,6 +163,64 @@ def test_the_checks_of_the_registry_decide(bundles: list[Bundle], monkeypatch: p
     with pytest.raises(NotSwitched, match=r"shadow: 0 decisions as shadow, 2 asked; gate: promise not kept"):
         asyncio.run(service.life.switch(Order(source=str(bundles[1].directory)), "alice"))
     assert asked[0].id == bundles[1].id
+
+
+class SlowLink:
+    """Replicas that agree in a while."""
+
+    def __init__(self) -> None:
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def move(self, aliases: Aliases) -> bool:
+        self.asked.set()
+        await self.go.wait()
+        return True
+
+    async def replicas(self) -> dict[str, str]:
+        return {}
+
+
+def test_a_cancelled_switch_is_whole(service: Service, bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        life = service.life
+        await life.switch(Order(alias="shadow", source=str(bundles[1].directory)), "alice")
+        life.link = link = SlowLink()
+        task = asyncio.create_task(life.switch(Order(source=str(bundles[2].directory)), "alice"))
+        await link.asked.wait()  # the replicas may have moved by now: there is no way back
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert not task.done()
+        link.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.champion.id == life.aliases.champion.id == bundles[2].id
+        assert service.hub.log.state.model == life.status()
+        assert not life._switching.locked()
+        life.link = None
+
+        runner = life._runner
+        assert runner is not None
+        stop, stopping, let = runner.stop, threading.Event(), threading.Event()
+
+        def slow() -> None:
+            stopping.set()
+            assert let.wait(60)
+            stop()
+
+        runner.stop = slow  # type: ignore[method-assign]
+        task = asyncio.create_task(life.switch(Order(alias="shadow", source=str(bundles[0].directory)), "alice"))
+        assert await asyncio.to_thread(stopping.wait, 60)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        let.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.shadow is not None
+        assert life._runner is not None
+        assert life.status()["shadow"] == service.shadow.id == life._runner.model.id == bundles[0].id
+
+    asyncio.run(play())
 
 
 def test_a_registry_that_hangs_holds_nobody_up(bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
