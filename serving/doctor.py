@@ -99,7 +99,7 @@ def tracking() -> Iterator[Finding]:
 
 
 def bundle_parts(folder: Path) -> Iterator[Finding]:
-    """Checksums and schema, then one decision on each backend that works here."""
+    """Checksums and schema, then one decision on the first backend that works here."""
     from serving.bundle import load_bundle
     from serving.models import Model
 

@@ -49,8 +49,8 @@ class FeatureSettings(FrozenConfig):
     """First day of the history, UTC; all of it by default. Another start is another state."""
     states: int = Field(default=32, ge=2)
     """States that a replica keeps."""
-    bars: int = Field(default=5000, ge=1)
-    """Bars in one request."""
+    bars: int = Field(default=1000, ge=1)
+    """Bars in one request; more of them need a larger `max_body_bytes`, too (up to 240 bytes each)."""
 
 
 class UnknownState(Exception):

@@ -30,7 +30,8 @@ _HASH = 2**32
 
 class LogSettings(FrozenConfig):
     """`decisions`: the share of decisions that leave a line at level info, chosen by their trace id, so that all
-    replicas and services choose the same ones. EXECUTE and CLOSE always leave one."""
+    replicas and services choose the same ones. Where it is above 0, EXECUTE and CLOSE always leave one; at 0 no
+    decision does."""
 
     format: Literal["json", "console"] = "json"
     level: Literal["debug", "info", "warning", "error"] = "info"

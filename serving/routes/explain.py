@@ -14,7 +14,7 @@ from serving.explain import ExplainDesk
 from serving.guard import refusal_answer
 from serving.reading import FieldError, decision_inputs, faults
 from serving.routes.described import decide_described
-from serving.schemas import DecideRequest
+from serving.schemas import DecideRequest, Problem
 from serving.service import Service
 
 
@@ -24,7 +24,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     described = decide_described(service.champion.bundle, batch=False)
 
     @app.post("/v1/explain", summary="Explain a decision: votes, limits and what the deciding voter saw",
-              openapi_extra={"requestBody": described["requestBody"]})
+              openapi_extra={"requestBody": described["requestBody"]},
+              responses={504: {"model": Problem, "description": "No explanation within explain.timeout_s"}})
     async def explain(request: Request) -> Response:
         model = service.champion  # a switch meanwhile does not change what this request is answered by
         try:

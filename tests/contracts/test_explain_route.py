@@ -67,6 +67,12 @@ def test_a_folder_that_was_exported_into_explains_and_runs_no_other_model(tmp_pa
     assert (refused.value.status, str(tmp_path) in str(refused.value)) == (503, False)
 
 
+def test_the_description_names_the_time_limit(bundle: Bundle) -> None:
+    app = create_app(bundle, AppSettings(), StaticToken(token_digest(TOKEN)))
+    described = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}).get("/v1/openapi.json").json()
+    assert "504" in described["paths"]["/v1/explain"]["post"]["responses"]
+
+
 def test_attributions_sum_to_the_difference_that_they_explain(bundle: Bundle, table: MarketTable,
                                                               explainer: Explainer) -> None:
     differences = []

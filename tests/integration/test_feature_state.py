@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,6 +196,16 @@ def test_the_route_tells_to_try_again_while_another_state_is_built(bundle: Bundl
 def bar(bars: Bars, n: int) -> dict[str, Any]:
     return {"ts_open": int(bars.ts_open[n]), **{name: float(getattr(bars, name)[n])
                                                 for name in ("open", "high", "low", "close", "volume")}}
+
+
+def test_the_most_bars_fit_the_body() -> None:
+    """With all 17 digits of every number."""
+    one = {"ts_open": 2**62 - 1, **dict.fromkeys(("open", "high", "low", "close"), 12345.678901234567),
+           "volume": 1234567.1234567891, "contract": 2**31 - 1}
+    settings = AppSettings()
+    account = {"position": 1.0, "entry": 1.0, "stop": 1.0, "target": 1.0, "equity": 1.0, "day_start": 1.0}
+    body = json.dumps({"state_id": "x" * 100, "bars": [one] * settings.features.bars, "account": account})
+    assert len(body) <= settings.max_body_bytes
 
 
 def test_the_route(bars: Bars, bundle: Bundle, catalog: Path, market: MarketTable) -> None:
