@@ -150,6 +150,11 @@ class Lifecycle:
                 "backend": model.backend.name, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "registry": self.noted}
 
+    def shadow_failures(self) -> tuple[int, str | None]:
+        """Comparisons of the present shadow that failed, and with what the last one did, if it did."""
+        runner = self._runner
+        return (0, None) if runner is None else (runner.failures, runner.error)
+
     async def switch(self, order: Order, user: str) -> dict[str, Any]:
         """Do what `order` asks, whole or not at all; NotSwitched says why not."""
         if self._switching.locked():

@@ -79,6 +79,7 @@ FIGURES = (
     Figure("algospace_model_revision", "gauge", "Switches of the aliases so far."),
     Figure("algospace_shadow_comparisons_total", "counter", "Decisions of the shadow beside the champion's.",
            ("agrees",)),
+    Figure("algospace_shadow_failures_total", "counter", "Comparisons that failed in the shadow."),
     Figure("algospace_stream_clients", "gauge", "WebSockets on the stream."),
     Figure("algospace_stream_slow_clients_total", "counter", "Stream clients that were closed as too slow."),
     Figure("algospace_stream_events_total", "counter", "The number of the stream's last event."),
@@ -197,6 +198,7 @@ class Metrics:
         self.backend(champion.backend.name)
         self.model(champion.id, champion.bundle.manifest.instrument, service.life.aliases.revision)
         self._upto("algospace_stream_slow_clients_total", service.hub.slow_clients)
+        self._upto("algospace_shadow_failures_total", service.life.shadow_failures()[0])
         self._upto("algospace_stream_events_total", service.hub.log.seq)
         made["algospace_ready"].set(service.not_ready() is None)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-from algospace.errors import AlgoSpaceError
 from algospace.execution.decision import Decision
 from serving.decider import DecisionInputs
 from serving.models import Model
@@ -29,7 +28,8 @@ _Offer = tuple[DecisionInputs, Decision, str, str]
 class ShadowRunner:
     """Decides with `model` beside the champion and publishes each comparison (topic shadow).
 
-    publish: StreamHub.publish. agreed: told of every comparison whether the verdicts agree (a metric).
+    publish: StreamHub.publish. agreed: told of every comparison whether the verdicts agree (a metric). `failures`:
+    comparisons that failed so far; `error`: what the last one failed with, None if it went well.
     """
 
     def __init__(self, model: Model, publish: Publish, length: int,
@@ -38,6 +38,8 @@ class ShadowRunner:
         self._publish, self._agreed = publish, agreed
         self._waiting: queue.Queue[_Offer | None] = queue.Queue(length)
         self._dropped = 0
+        self.failures = 0
+        self.error: str | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
@@ -58,14 +60,18 @@ class ShadowRunner:
 
     def _run(self) -> None:
         while (offer := self._waiting.get()) is not None and not self._stopping:
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                self._publish("shadow", {"dropped": dropped})
             try:
+                dropped, self._dropped = self._dropped, 0
+                if dropped:
+                    self._publish("shadow", {"dropped": dropped})
                 self._compare(*offer)
-            except AlgoSpaceError as error:  # one request that the shadow cannot take does not end it
-                self._publish("shadow", {"dropped": 1})
-                _LOG.warning("shadow_failed", model=self.model.id, trace_id=offer[3], error=str(error))
+                self.error = None
+            except Exception as error:  # noqa: BLE001  # whatever it was, it does not end the shadow: it is counted
+                self.failures += 1
+                self._dropped += 1
+                self.error = type(error).__name__
+                _LOG.warning("shadow_failed", model=self.model.id, trace_id=offer[3], failures=self.failures,
+                             error=f"{self.error}: {error}")
 
     def _compare(self, inputs: DecisionInputs, decision: Decision, champion: str, trace_id: str) -> None:
         own = self.model.decider.decide(inputs)

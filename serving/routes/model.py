@@ -49,7 +49,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", summary="Champion, shadow and previous champion")
     async def model() -> dict[str, Any]:
         life = service.life
-        found = life.status() | {"last_failure": life.last_failure}
+        failures, error = life.shadow_failures()
+        found = life.status() | {"last_failure": life.last_failure, "shadow_failures": failures,
+                                 "shadow_error": error}
         if life.link is not None:
             found["replicas"] = await life.link.replicas()
         return found

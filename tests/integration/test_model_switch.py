@@ -332,6 +332,38 @@ def test_a_shadow_that_cannot_keep_up_drops_and_counts(service: Service, bodies:
     assert told == []
 
 
+def test_a_shadow_that_fails_goes_on_and_says_so(client: TestClient, service: Service, bundles: list[Bundle],
+                                                 bodies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    client.post("/v1/model", json={"alias": "shadow", "source": str(bundles[1].directory)})
+    runner = service.life._runner
+    assert runner is not None
+
+    def broken(_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    def failed() -> dict[str, Any]:
+        told: dict[str, Any] = client.get("/v1/model").json()
+        return {name: told[name] for name in ("shadow_failures", "shadow_error")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.model.decider, "decide", broken)
+        for n, body in enumerate(bodies[:3], 1):
+            decided(service, body)
+            deadline = time.monotonic() + 60
+            while runner.failures < n and time.monotonic() < deadline:
+                time.sleep(0.005)
+    assert failed() == {"shadow_failures": 3, "shadow_error": "RuntimeError"}
+    service.metrics.look(service)
+    samples = {name: value for r in service.metrics.readings() for name, _, value in r.samples}
+    assert samples["algospace_shadow_failures_total"] == 3
+    for n, body in enumerate(bodies[3:6], 4):
+        decided(service, body)
+        figures = wait_for(service, n)
+    assert (figures["compared"], figures["dropped"]) == (3, 3)
+    assert runner._thread.is_alive()
+    assert failed() == {"shadow_failures": 3, "shadow_error": None}
+
+
 def test_agents_and_signals(client: TestClient, service: Service, bodies: list[bytes]) -> None:
     assert client.get("/v1/agents").json() == {"decisions": 0, "agents": {}}
     answers = [decided(service, body) for body in bodies]
