@@ -1,4 +1,4 @@
-"""The command line in this process, with this package's commands only."""
+"""The command line in this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Result = tuple[int, str, str]
 Runner = Callable[..., Result]
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    """Call it with the words of a command: (exit code, stdout, stderr)."""
+def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+           register: Callable[[typer.Typer], None] = commands.register) -> Runner:
+    """Call it with the words of a command: (exit code, stdout, stderr). Only what `register` adds is there."""
     app = typer.Typer(pretty_exceptions_enable=False)
-    commands.register(app)
+    register(app)
     monkeypatch.setattr(cli, "build_app", lambda: app)
 
     def call(*arguments: object) -> Result:
@@ -31,3 +32,13 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return code, out, err
 
     return call
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line of a command that must be refused with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["algospace", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line

@@ -20,20 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from algospace.errors import ConfigError
+from serving.aliases import Check
 from training.evaluation.config import CONTROLS, EVALUATION, Judging
 from training.evaluation.report import REPORT, control_file
 
 MODEL = "algospace-bundle"
 MIN_DEFLATED_SHARPE = 0.95
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition of a promotion, what was found, and whether it holds."""
-
-    name: str
-    passed: bool
-    found: str
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from algospace.cli import main
 from algospace.errors import BundleError, ConfigError
 from serving import tensorrt_build
 from serving.backends import make_backend
@@ -24,6 +22,7 @@ from serving.tensorrt_build import (
     load_tensorrt,
     parse_capabilities,
 )
+from tests.command_line import refusal
 from tests.serving_market import random_bundle
 
 NAME, CAPABILITY = "tensorrt-rtx", "8.9"
@@ -128,14 +127,8 @@ def test_a_graph_changed_after_loading_is_not_built(tmp_path: Path) -> None:
 ])
 def test_bad_usage_is_one_line(bundle: Bundle, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
                                capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["algospace", "export",
-                                      *(a.format(bundle=bundle.directory) for a in arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    words = [a.format(bundle=bundle.directory) for a in arguments]
+    assert message in refusal(monkeypatch, capsys, "export", *words)
 
 
 def test_a_package_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

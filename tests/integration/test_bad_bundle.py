@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from algospace.cli import main
 from algospace.errors import BundleError, SchemaError
 from algospace.files import sha256_file
 from serving.bundle import MANIFEST, MANIFEST_HASH, load_bundle, network_shapes, write_bundle
+from tests.command_line import refusal
 from tests.serving_market import REGIME_SIZE, full_schema, random_bundle, random_networks
 
 
@@ -134,11 +133,5 @@ def test_bad_usage_of_serve_is_one_line_and_exit_code_2(
     graph = bytearray((copy / "vote.onnx").read_bytes())
     graph[len(graph) // 2] ^= 1
     (copy / "vote.onnx").write_bytes(bytes(graph))
-    monkeypatch.setattr(sys, "argv", ["algospace", "serve",
-                                      *(a.format(good=written, damaged=copy) for a in arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    words = [a.format(good=written, damaged=copy) for a in arguments]
+    assert message in refusal(monkeypatch, capsys, "serve", *words)

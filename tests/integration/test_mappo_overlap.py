@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.test_mappo_training import algorithm, assert_equal_batches, assert_equal_weights, trained
+from tests.integration.test_mappo_training import assert_equal_batches, assert_equal_weights, continued, trained
 from tests.training_market import MarketOnDisk, small_settings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -28,16 +28,4 @@ def test_an_interrupted_overlapped_run_continues_bit_for_bit(training_market: Ma
                                                              tmp_path: Path) -> None:
     spec, settings = training_market.core_spec(), small_settings(overlap=True)
     whole, _ = trained(spec, settings, 4)
-    first = algorithm(spec, settings)
-    for _ in range(2):
-        first.train()
-    first.save_to_path(str(tmp_path / "checkpoint"))
-    first.stop()
-    second = algorithm(spec, settings)
-    try:
-        second.restore_from_path(str(tmp_path / "checkpoint"))
-        for _ in range(2):
-            second.train()
-        assert_equal_weights(whole, second.team_weights())
-    finally:
-        second.stop()
+    assert_equal_weights(whole, continued(spec, settings, tmp_path))

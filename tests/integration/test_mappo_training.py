@@ -51,6 +51,23 @@ def trained(spec: dict[str, Any], settings: MAPPOSettings, iterations: int = 3) 
         algo.stop()
 
 
+def continued(spec: dict[str, Any], settings: MAPPOSettings, folder: Path) -> Weights:
+    """Weights of two iterations, a checkpoint in `folder`, and two more by another algorithm that restored it."""
+    first = algorithm(spec, settings)
+    for _ in range(2):
+        first.train()
+    first.save_to_path(str(folder / "checkpoint"))
+    first.stop()
+    second = algorithm(spec, settings)
+    try:
+        second.restore_from_path(str(folder / "checkpoint"))
+        for _ in range(2):
+            second.train()
+        return second.team_weights()
+    finally:
+        second.stop()
+
+
 def assert_equal_weights(first: Weights, second: Weights) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,12 @@ import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from algospace import cli
 from serving import model_commands
 from serving.lifecycle import LifecycleSettings
 from serving.routes import model as routes
 from serving.service import AppSettings, Service
+from tests.command_line import Runner, runner
 from tests.serving_market import random_bundle
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def service(tmp_path: Path) -> Service:
 
 
 @pytest.fixture
-def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """Runs a command whose requests go to the service's routes instead of a socket."""
     app = FastAPI()
     routes.add_routes(app, service)
@@ -49,27 +45,17 @@ def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
                                          io.BytesIO(answer.content))
         return io.BytesIO(answer.content)
 
-    commands = typer.Typer(pretty_exceptions_enable=False)
-    model_commands.register(commands)
-    commands.command("other")(lambda: None)
-    monkeypatch.setattr(cli, "build_app", lambda: commands)
+    def register(commands: typer.Typer) -> None:
+        model_commands.register(commands)
+        commands.command("other")(lambda: None)
+
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["algospace", "model", *map(str, words), "--url", "http://service"])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    run = runner(monkeypatch, capsys, register)
+    return lambda *words: run("model", *words, "--url", "http://service")
 
 
-def test_shadow_promote_and_rollback(call: Call, service: Service, tmp_path: Path) -> None:
+def test_shadow_promote_and_rollback(call: Runner, service: Service, tmp_path: Path) -> None:
     second = random_bundle(tmp_path / "second", seed=1)
     first_id = service.champion.id
     code, out, _ = call("shadow", second.directory)
@@ -88,7 +74,7 @@ def test_shadow_promote_and_rollback(call: Call, service: Service, tmp_path: Pat
     service.life.close()
 
 
-def test_refusals_and_bad_input(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_refusals_and_bad_input(call: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code, out, _ = call("rollback")
     assert (code, "nothing has changed: there is no previous champion" in out) == (1, True)
     code, _, err = call("promote", tmp_path / "absent")
