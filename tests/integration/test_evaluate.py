@@ -51,8 +51,7 @@ def out(config: RunConfig, tmp_path_factory: pytest.TempPathFactory, ray_cluster
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     from training.commands import register
 
-    monkeypatch.setattr("algospace.commands.register", register)
-    return runner(monkeypatch, capsys)
+    return runner(monkeypatch, capsys, register)
 
 
 def oracle_run(module: CoreTeamModule, spec: dict[str, Any], start: int, stop: int) -> tuple[Any, Segments]:

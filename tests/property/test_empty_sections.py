@@ -84,9 +84,8 @@ def test_commands_say_it_in_one_line(command: str, file: str, section: str, tmp_
                                      monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from training.commands import register
 
-    monkeypatch.setattr("algospace.commands.register", register)
     monkeypatch.chdir(tmp_path)
-    call: Runner = runner(monkeypatch, capsys)
+    call: Runner = runner(monkeypatch, capsys, register)
     path = CONFIGS / file
     config = beside(path, yaml.safe_load(path.read_text()) | {section: None}, tmp_path)
     out = ("--out", tmp_path / "out") if command == "walk-forward" else ()

@@ -140,10 +140,9 @@ def test_a_sweep_is_another_where_its_trials_or_their_score_are(base: RunConfig)
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    from training import commands
+    from training.commands import register
 
-    monkeypatch.setattr("algospace.commands.register", commands.register)
-    return runner(monkeypatch, capsys)
+    return runner(monkeypatch, capsys, register)
 
 
 def test_an_unknown_key_is_one_line_and_exit_code_2(command: Runner, tmp_path: Path) -> None:
