@@ -119,7 +119,7 @@ class HubBody:
         """See serving.idempotency."""
         return self._answers.begin(key, digest)
 
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See serving.idempotency."""
         return self._answers.finish(key, digest, answer)
 
@@ -221,9 +221,9 @@ class HubLink:
         begun: Begun = await self._actor.begin_answer.remote(key, digest)
         return begun
 
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See HubBody."""
-        kept: StoredAnswer = await self._actor.finish_answer.remote(key, digest, answer)
+        kept: StoredAnswer | None = await self._actor.finish_answer.remote(key, digest, answer)
         return kept
 
     async def abandon_answer(self, key: Key, digest: bytes) -> None:

@@ -59,8 +59,8 @@ class Idempotency(Protocol):
         """What is known of `key` for a body with this digest."""
         ...
 
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
-        """Keep the answer. Of two answers to one key the first stays and is returned."""
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
+        """Keep the answer. Of two answers to one key the first stays and is returned; None: it is not kept."""
         ...
 
     async def abandon(self, key: Key, digest: bytes) -> None:
@@ -109,17 +109,18 @@ class IdempotencyTable:
             return Begun("conflict")
         return Begun("pending") if entry.answer is None else Begun("stored", entry.answer)
 
-    def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See Idempotency. An answer that is larger than the whole table is not kept."""
         self.purge()
         entry = self._find(key)
         if entry is not None and entry.digest != digest:  # ours was taken for dead, and the key given to another
-            return answer
+            return None
         if entry is not None and entry.answer is not None:
             return entry.answer
         self._drop(key)
-        if len(answer.body) <= self._most_bytes:
-            self._put(key, _Entry(digest, self._clock() + self._ttl_s, answer))
+        if len(answer.body) > self._most_bytes:
+            return None
+        self._put(key, _Entry(digest, self._clock() + self._ttl_s, answer))
         return answer
 
     def abandon(self, key: Key, digest: bytes) -> None:
@@ -192,7 +193,7 @@ class LocalIdempotency:
         """See Idempotency."""
         return self._table.begin(key, digest)
 
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See Idempotency."""
         return self._table.finish(key, digest, answer)
 
@@ -209,7 +210,7 @@ class AnswersLink(Protocol):
         """See Idempotency.begin."""
         ...
 
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See Idempotency.finish."""
         ...
 
@@ -220,8 +221,8 @@ class AnswersLink(Protocol):
 
 class SharedIdempotency:
     """Answers that all replicas know, for one call. Asking them takes no more than half of what is left until the
-    call's deadline. While they do not answer requests are worked on: a decision is pure, and no answer is worse
-    than one that may come from a newer model."""
+    call's deadline. While they do not answer requests are worked on as if their key was new: a decision is pure,
+    and no answer is worse than one that may come from a newer model. What is not kept is said to the client."""
 
     def __init__(self, link: AnswersLink, call: Call) -> None:
         self._link, self._call = link, call
@@ -235,14 +236,14 @@ class SharedIdempotency:
             _away(error)
             return Begun("new")
 
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See Idempotency."""
         try:
             async with asyncio.timeout(self._patience_s()):
                 return await self._link.finish_answer(key, digest, answer)
         except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
             _away(error)
-            return answer
+            return None
 
     async def abandon(self, key: Key, digest: bytes) -> None:
         """See Idempotency. The call does not wait for it: often its deadline is over."""

@@ -97,6 +97,9 @@ def _key(request: Request) -> Key | None:
     return Key(principal.user if principal else "", f"{request.scope['path']}\n{key}")
 
 
+_NOT_STORED = {"idempotent-stored": "false"}
+
+
 async def _once(service: Service, key: Key, digest: bytes, work: Callable[[], Awaitable[Response]],
                 call: Call) -> Response:
     """The stored answer, or a new one, which is stored if it is a success."""
@@ -122,7 +125,7 @@ async def _once(service: Service, key: Key, digest: bytes, work: Callable[[], Aw
     answer = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers)
     first = await store.finish(key, digest, answer)
     call.check("the answer was kept")
-    return _as_sent(first, {})
+    return _as_sent(first, {}) if first is not None else _as_sent(answer, _NOT_STORED)
 
 
 def _as_sent(answer: StoredAnswer, more: dict[str, str]) -> Response:

@@ -50,6 +50,7 @@ def test_a_key_gives_its_answer_again_and_conflicts_with_another_body() -> None:
     again = known.begin(mine("k"), b"a")
     assert (again.state, again.answer) == ("stored", answer("first"))
     assert known.begin(mine("k"), b"b").state == "conflict"
+    assert known.finish(mine("k"), b"b", answer("of another body")) is None
     clock.now = 10.0
     assert known.begin(mine("k"), b"b").state == "new"
 
@@ -86,7 +87,7 @@ def test_the_oldest_leave_when_it_is_full() -> None:
     assert known.begin(mine("4"), b"a").state == "stored"
     known.finish(mine("big"), b"a", answer("y" * 100))
     assert (len(known), known.size) == (2, 100)  # "1", which is under way, and the big one
-    known.finish(mine("too big"), b"a", answer("y" * 101))
+    assert known.finish(mine("too big"), b"a", answer("y" * 101)) is None
     assert (len(known), known.size) == (2, 100)
     assert known.begin(mine("4"), b"a").state == "new"
 
@@ -131,7 +132,7 @@ class Actor:
         await self._reach()
         return await self.body.begin_answer(key, digest)
 
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         await self._reach()
         return await self.body.finish_answer(key, digest, answer)
 
@@ -161,7 +162,7 @@ def test_replicas_share_answers_and_work_on_without_the_actor() -> None:
         assert (await theirs.begin(mine("k", "bob"), b"a")).state == "new"
         actor.away = True
         assert (await ours.begin(key, b"a")).state == "new"
-        assert await ours.finish(key, b"a", answer("alone")) == answer("alone")
+        assert await ours.finish(key, b"a", answer("alone")) is None
         await ours.abandon(key, b"a")
         await asyncio.sleep(0.01)
 
@@ -186,28 +187,45 @@ def test_a_slow_actor_takes_half_of_what_is_left_of_the_deadline() -> None:
         call = Call("", deadline_ms=200.0)
         shared = SharedIdempotency(actor, call)
         assert (await shared.begin(mine("k"), b"a")).state == "new"
-        assert await shared.finish(mine("k"), b"a", answer()) == answer()
+        assert await shared.finish(mine("k"), b"a", answer()) is None
         await shared.abandon(mine("k"), b"a")
         assert call.age_ms() < 1000.0
 
     asyncio.run(play())
 
 
+def served(folder: Path, link: Actor, *calls: dict[str, str]) -> list[httpx.Response]:
+    """Decisions asked one behind the other with these headers, over `link`."""
+    app = create_app(random_bundle(folder / "bundle"), AppSettings(), StaticToken(token_digest(TOKEN)))
+
+    async def play() -> list[httpx.Response]:
+        app.state.service.life.link = link
+        app.state.service.decide = lambda body, call: Response("{}")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as client:
+            return [await client.post("/v1/decide", json={}, headers={"Authorization": f"Bearer {TOKEN}", **more})
+                    for more in calls]
+
+    return asyncio.run(play())
+
+
+def test_the_client_is_told_that_its_answer_is_not_kept(tmp_path: Path) -> None:
+    actor = Actor()
+    key = {"Idempotency-Key": "k"}
+    kept, again = served(tmp_path / "near", actor, key, key)
+    assert "idempotent-stored" not in kept.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    actor.away = True
+    alone, without = served(tmp_path / "away", actor, key, {})
+    assert (alone.status_code, alone.text, alone.headers["idempotent-stored"]) == (200, "{}", "false")
+    assert "idempotent-stored" not in without.headers
+
+
 def test_no_answer_leaves_after_its_deadline_because_keeping_it_took_long(tmp_path: Path) -> None:
     """An actor that stops the whole loop: even then the answer is refused, not given late."""
-    app = create_app(random_bundle(tmp_path / "bundle"), AppSettings(), StaticToken(token_digest(TOKEN)))
-
     class Blocking(Actor):
-        async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer:
+        async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
             time.sleep(0.5)
             return await super().finish_answer(key, digest, answer)
 
-    async def play() -> httpx.Response:
-        app.state.service.life.link = Blocking()
-        app.state.service.decide = lambda body, call: Response("{}")
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as client:
-            return await client.post("/v1/decide", json={}, headers={
-                "Authorization": f"Bearer {TOKEN}", "x-deadline-ms": "400", "Idempotency-Key": "k"})
-
-    answered = asyncio.run(play())
+    (answered,) = served(tmp_path, Blocking(), {"x-deadline-ms": "400", "Idempotency-Key": "k"})
     assert (answered.status_code, "past its deadline" in answered.text) == (503, True)
