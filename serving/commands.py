@@ -26,7 +26,8 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle to serve.")],
+    bundle: Annotated[str, typer.Option(help="Folder of the bundle to serve, or models:/NAME@ALIAS of "
+                                             "the registry that the settings name (lifecycle.registry).")],
     config: Annotated[Path | None, typer.Option(help="YAML file of serve settings (configs/serve).")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port; a free one by default.")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas; overrides the config.")] = None,

@@ -29,8 +29,8 @@ from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
 from serving.app import create_app
 from serving.auth import token_digest
-from serving.bundle import load_bundle
 from serving.hub_actor import HubLink, close_hub, open_hub
+from serving.lifecycle import find_bundle
 from serving.logs import configure_logs
 from serving.security.gate import make_authenticator
 from serving.service import AppSettings
@@ -183,15 +183,16 @@ class RunningService:
         self.stop()
 
 
-def start_service(bundle_dir: Path | str, token: str, port: int | None = None,
+def start_service(source: Path | str, token: str, port: int | None = None,
                   settings: ServeSettings | None = None) -> RunningService:
     """Start the service and return once it answers. BundleError before anything is started if the bundle is bad.
 
+    `source`: a bundle's folder, or `models:/NAME@ALIAS`, whose version of now every replica will get.
     Where Ray is already initialised it is used as it is, and left running; otherwise a local instance of
     `cluster_cpus` is started. `port` None takes a free one; ConfigError if a given one is taken.
     """
     settings = settings or ServeSettings()
-    bundle = load_bundle(bundle_dir)
+    bundle, pinned = find_bundle(str(source), settings.app.lifecycle)
     if port is not None and not _is_free(port):
         raise ConfigError(f"port {port} is taken; give another --port or stop what listens there")
     port = port or free_port()
@@ -207,11 +208,11 @@ def start_service(bundle_dir: Path | str, token: str, port: int | None = None,
     service = RunningService(f"http://127.0.0.1:{port}", token, bundle.id, owns_ray, scratch, before)
     try:
         try:
-            _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
+            _deploy(pinned, token_digest(token), port, settings)
         except ray.exceptions.RayError as error:  # Serve gives its proxy 60 s; an overloaded machine needs more
             _LOG.warning("serve_start_retried", error=type(error).__name__)
             _shut_serve()
-            _deploy(bundle.directory.resolve(), token_digest(token), port, settings)
+            _deploy(pinned, token_digest(token), port, settings)
         _wait_until_ready(service.url)
     except BaseException:
         service.stop()
@@ -225,8 +226,8 @@ def _shut_serve() -> None:
     serve.shutdown()
 
 
-def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) -> Any:
-    """The Serve application (for `serve.run`)."""
+def build_application(source: str, digest: bytes, settings: ServeSettings) -> Any:
+    """The Serve application (for `serve.run`). `source`: as serving.lifecycle.find_bundle gives it."""
     from ray import serve
 
     deployment = serve.deployment(
@@ -237,7 +238,7 @@ def build_application(bundle_dir: Path, digest: bytes, settings: ServeSettings) 
     values = settings.app.model_dump(mode="json")
     values["metrics"]["replicas"] = settings.replicas
     shared = settings.replicas > 1 or settings.autoscaling is not None
-    return deployment(serve.ingress()(Replica)).bind(str(bundle_dir), digest, values, shared)
+    return deployment(serve.ingress()(Replica)).bind(source, digest, values, shared)
 
 
 def _size(settings: ServeSettings) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _size(settings: ServeSettings) -> dict[str, Any]:
 class Replica:
     """One replica: its own bundle, backend and application; several share a hub (serving.hub_actor)."""
 
-    async def __init__(self, bundle_dir: str, digest: bytes, settings: dict[str, Any],  # type: ignore[misc]
+    async def __init__(self, source: str, digest: bytes, settings: dict[str, Any],  # type: ignore[misc]
                        shared: bool) -> None:
         import torch
 
@@ -260,7 +261,7 @@ class Replica:
         app_settings = AppSettings.model_validate(settings)
         configure_logs(app_settings.logs)
         self._link: HubLink | None = None
-        self._app = create_app(load_bundle(bundle_dir), app_settings,
+        self._app = create_app(find_bundle(source, app_settings.lifecycle)[0], app_settings,
                                make_authenticator(app_settings.security, digest))
         if shared:
             service = self._app.state.service
@@ -292,14 +293,14 @@ class Replica:
             self._link.close()
 
 
-def _deploy(bundle_dir: Path, digest: bytes, port: int, settings: ServeSettings) -> None:
+def _deploy(source: str, digest: bytes, port: int, settings: ServeSettings) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
-    serve.run(build_application(bundle_dir, digest, settings), name=APPLICATION, route_prefix="/",
+    serve.run(build_application(source, digest, settings), name=APPLICATION, route_prefix="/",
               logging_config=logging_config)
 
 

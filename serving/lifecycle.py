@@ -96,6 +96,18 @@ class Link(Protocol):
         ...
 
 
+def find_bundle(source: str, settings: LifecycleSettings) -> tuple[Bundle, str]:
+    """The bundle that a folder or `models:/...` means, and what to ask for to get the same again anywhere.
+
+    An alias may be moved at any time; the second value names the version that it stands for now.
+    """
+    if not is_registry_uri(source):
+        bundle = load_bundle(source)
+        return bundle, str(bundle.directory.resolve())
+    found = Registry(settings.registry, settings.name, settings.cache).fetch(source)
+    return load_bundle(found.folder), f"models:/{found.name}/{found.version}"
+
+
 class Lifecycle:
     """Champion, shadow and previous of one process, and the switches between them."""
 

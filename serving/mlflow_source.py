@@ -143,8 +143,11 @@ def _fetch(client: Any, source: str, cache: str) -> dict[str, Any]:
             if len(folders) != 1:
                 raise ConfigError(f"models:/{name}/{found.version} holds {len(folders)} bundles instead of one")
             kept = home / (folders[0] / _ID).read_text(encoding="ascii").split()[0]
-            if not kept.exists():
+            try:
                 os.replace(folders[0], kept)
+            except OSError:
+                if not kept.exists():  # otherwise another replica was faster
+                    raise
     return {"folder": str(kept.resolve()), "name": name, "version": str(found.version)}
 
 

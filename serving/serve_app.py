@@ -16,15 +16,16 @@ from pydantic import Field
 from algospace.config import FrozenConfig, load_config, read_yaml
 from algospace.errors import ConfigError
 from serving.auth import TOKEN_VARIABLE, resolve_token, token_digest
-from serving.bundle import load_bundle
 from serving.deployment import ServeSettings, build_application
+from serving.lifecycle import find_bundle
 from serving.security.settings import refuse_secrets
 
 
 class Arguments(FrozenConfig):
-    """`args` of the application, paths all nodes see. `token_file`: for mode token; or ALGOSPACE_TOKEN."""
+    """`args` of the application, paths all nodes see. `bundle`: a folder, or `models:/NAME@ALIAS`, which each node
+    downloads. `token_file`: for mode token; or ALGOSPACE_TOKEN."""
 
-    bundle: Path
+    bundle: str
     config: Path | None = None
     replicas: int | None = Field(default=None, ge=1, le=64)
     token_file: Path | None = None
@@ -39,11 +40,11 @@ def build(arguments: dict[str, Any]) -> Any:
         settings = load_config(ServeSettings, wanted.config)
     if wanted.replicas is not None:
         settings = ServeSettings.model_validate(settings.model_dump() | {"replicas": wanted.replicas})
-    load_bundle(wanted.bundle)
+    _, source = find_bundle(wanted.bundle, settings.app.lifecycle)
     if settings.app.security.mode == "jwt":
-        return build_application(wanted.bundle.resolve(), token_digest(secrets.token_urlsafe(32)), settings)
+        return build_application(source, token_digest(secrets.token_urlsafe(32)), settings)
     token, made_up = resolve_token(wanted.token_file)
     if made_up:
         raise ConfigError(f"no token: nobody would see a made-up one here; set {TOKEN_VARIABLE} or token_file, or "
                           "use security.mode jwt")
-    return build_application(wanted.bundle.resolve(), token_digest(token), settings)
+    return build_application(source, token_digest(token), settings)

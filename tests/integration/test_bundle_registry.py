@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from algospace.errors import ConfigError
 from serving import mlflow_source
 from serving.aliases import ModelRef
 from serving.bundle import Bundle, load_bundle
-from serving.lifecycle import LifecycleSettings, NotSwitched, Order
+from serving.lifecycle import LifecycleSettings, NotSwitched, Order, find_bundle
 from serving.mlflow_source import CHECKS, Registry
+from serving.serve_app import build
 from serving.service import AppSettings, Service
 from tests.serving_market import random_bundle
 from training.promotion import MODEL, _alarm, _beats_baselines, _control, _deflated_sharpe, _gate
@@ -78,6 +81,41 @@ def test_a_bundle_is_fetched_once_and_by_its_id(registered: tuple[str, list[Bund
         bundle.id for bundle in bundles)
     with pytest.raises(ConfigError, match="write models:/NAME@ALIAS"):
         registry.fetch("models:/a/b/c")
+
+
+def test_a_service_starts_from_an_alias_and_stays_at_its_version(
+        registered: tuple[str, list[Bundle]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that start later, on other nodes, get what the first one got, wherever the alias points by then."""
+    uri, bundles = registered
+    here = LifecycleSettings(registry=uri, cache=tmp_path / "cache")
+    bundle, source = find_bundle(f"models:/{MODEL}@candidate", here)
+    assert (bundle.id, source) == (bundles[1].id, f"models:/{MODEL}/2")
+    elsewhere = here.model_copy(update={"cache": tmp_path / "other"})
+    again, same = find_bundle(source, elsewhere)
+    assert (again.id, same) == (bundle.id, source)
+    assert again.directory != bundle.directory
+    folder = bundles[0].directory
+    assert find_bundle(str(folder), LifecycleSettings())[1] == str(folder.resolve())
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"app: {{lifecycle: {{registry: '{uri}', cache: '{tmp_path / 'cache'}'}}}}\n")
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+    deployment = build({"bundle": f"models:/{MODEL}@candidate", "config": str(config)})._bound_deployment
+    assert deployment.init_args[0] == source
+    with pytest.raises(ConfigError, match="no registry is configured"):
+        build({"bundle": f"models:/{MODEL}@candidate"})
+
+
+def test_replicas_may_download_one_bundle_at_once(registered: tuple[str, list[Bundle]], tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, bundles = registered
+    registry, replace = Registry(uri, MODEL, tmp_path / "cache"), os.replace
+
+    def beaten(found: Path, kept: Path) -> None:
+        shutil.copytree(found, kept)
+        replace(found, kept)
+
+    monkeypatch.setattr(os, "replace", beaten)
+    assert load_bundle(registry.fetch(f"models:/{MODEL}/1").folder).id == bundles[0].id
 
 
 def test_a_service_is_promoted_with_its_checks(registered: tuple[str, list[Bundle]], tmp_path: Path) -> None:
