@@ -7,6 +7,7 @@ each ended with a net gain.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -173,15 +174,26 @@ class AdaptiveConformal:
 
     @property
     def threshold(self) -> float:
-        """The threshold now, never below the calibrated one; a gate that passes nothing stays shut."""
+        """The threshold now."""
+        return self.threshold_at(self.level)
+
+    def threshold_at(self, level: float) -> float:
+        """The threshold at a level, never below the calibrated one; a gate that passes nothing stays shut."""
         if self._calibrated > 1.0:
             return NOTHING_PASSES
-        if self.level >= self._ceiling:
+        if level >= self._ceiling:
             return self._calibrated
-        return max(float(np.quantile(self._sorted, 1.0 - self.level, method="higher")), self._calibrated)
+        return max(float(np.quantile(self._sorted, 1.0 - level, method="higher")), self._calibrated)
+
+    def after(self, level: float | None, gained: Iterable[bool]) -> float:
+        """The level that follows `level` (None: nothing was traded yet) when trades end with these outcomes."""
+        level = self._ceiling if level is None else level
+        for gain in gained:
+            step = self._rate * (self._target - (0.0 if gain else 1.0))
+            level = min(max(level + step, self._floor), self._ceiling)
+        return level
 
     def update(self, gained: bool) -> float:
         """Account for one executed trade; returns the new threshold."""
-        step = self._rate * (self._target - (0.0 if gained else 1.0))
-        self.level = float(np.clip(self.level + step, self._floor, self._ceiling))
+        self.level = self.after(self.level, (gained,))
         return self.threshold

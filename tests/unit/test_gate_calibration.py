@@ -137,6 +137,17 @@ def test_the_correction_is_a_fold_over_the_outcomes() -> None:
     assert (first.level, first.threshold) == (second.level, second.threshold)
 
 
+@given(outcomes=st.lists(st.booleans(), max_size=60), cut=st.integers(0, 60))
+def test_whoever_keeps_the_level_needs_no_state_in_the_correction(outcomes: list[bool], cut: int) -> None:
+    confidence = np.linspace(0.0, 1.0, 101)
+    stateful, stateless = (AdaptiveConformal(confidence, 0.4, 0.6, 0.05) for _ in range(2))
+    for gained in outcomes:
+        stateful.update(gained)
+    level = stateless.after(stateless.after(None, outcomes[:cut]), outcomes[cut:])
+    assert (level, stateless.threshold_at(level)) == (stateful.level, stateful.threshold)
+    assert stateless.level == stateless.after(None, ())
+
+
 def test_a_bundles_correction_starts_at_its_calibrated_threshold() -> None:
     fitted = calibrate(*trades(6, 900), GateConfig(promised_precision=0.6))
     adaptive = AdaptiveConformal.of(fitted, 0.02)
