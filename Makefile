@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test lint evaluate bench page clean
+.PHONY: setup run test lint evaluate bench page browser clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,11 @@ bench: setup
 # the trading page: Node.js and npm, versions as locked
 page:
 	cd serving/page/web && npm ci --ignore-scripts && npm run check && npm run build
+
+# the page in headless Chromium; skips, visibly, where there is no Chromium (apt-get install chromium)
+browser: setup page
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev,page]' -c constraints.txt
+	$(BIN)/python -m pytest tests/integration/test_page_browser.py -rs
 
 clean:
 	rm -rf serving/page/static serving/page/web/node_modules
