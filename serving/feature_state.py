@@ -237,13 +237,14 @@ def row_inputs(market: MarketTable, row: int, account: Any, seed: int) -> Decisi
 
     SchemaError if the windows before the row are not complete.
     """
-    schema, slow = market.schema, int(market.row_30m[row])
-    if not market.decision[row]:
+    schema = market.schema
+    if len(market) == 0 or not market.decision[row]:
         raise SchemaError("the last row is no decision point: its windows are incomplete, or nothing traded in it")
 
     def window(values: Any, last: int, length: int) -> Any:
         return np.ascontiguousarray(values[last - length + 1:last + 1])
 
+    slow = int(market.row_30m[row])
     sin, cos = market.clock[row].tolist()
     distance, strength = low_volume_nodes(market)[row].tolist()
     state = MarketState(float(market.close[row]), float(market.atr[row]), (sin, cos),

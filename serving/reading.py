@@ -54,7 +54,7 @@ def row_inputs(model: Model, request: DecideRow) -> DecisionInputs:
                         np.array(request.synergy, np.float32),
                         (np.nan, 0.0) if node is None else (node.distance, node.strength))
     inputs = DecisionInputs(_matrix("strategic", request.strategic), _matrix("tactical", request.tactical),
-                            regime, state, _account(request.account), request.seed)
+                            regime, state, account_of(request.account), request.seed)
     try:
         model.decider.check(inputs)
     except SchemaError as error:
@@ -72,7 +72,8 @@ def _matrix(name: str, rows: Matrix) -> Float32Array:
     return np.array(rows, np.float32)
 
 
-def _account(account: AccountIn) -> Any:
+def account_of(account: AccountIn) -> Any:
+    """An account as the model takes it: one ACCOUNT_DTYPE record."""
     return account_record(position=account.position, entry=account.entry, stop=level(account.stop),
                           target=level(account.target), equity=account.equity, peak=account.equity,
                           day_start=account.day_start, bars_in_trade=account.bars_in_trade)

@@ -91,6 +91,28 @@ class DecideRequest(DecideRow):
     schema_hash: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class BarIn(_Strict):
+    """One closed source bar: [ts_open, ts_open + the catalog's width), ns UTC, raw prices."""
+
+    ts_open: int = Field(ge=0, lt=2**62)
+    open: float = Field(gt=0)
+    high: float = Field(gt=0)
+    low: float = Field(gt=0)
+    close: float = Field(gt=0)
+    volume: float | None = Field(default=None, ge=0)
+    contract: int = Field(default=0, ge=0, lt=2**31)
+
+
+class BarsRequest(_Strict):
+    """The bars behind `state_id`, oldest first, and the account at the last one's close; see DecideRequest."""
+
+    state_id: str | None = Field(default=None, max_length=100)
+    bars: list[BarIn] = Field(max_length=100_000)
+    account: AccountIn
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    trace_id: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]{1,64}$")
+
+
 class BatchRequest(_Strict):
     """Many rows for one model. A row that is not well formed gets errors of its own and costs the others
     nothing."""
@@ -153,6 +175,18 @@ class DecideResponse(BaseModel):
             proposal=ProposalOut.model_construct(contracts=p.contracts, stop_distance=p.stop_distance,
                                                  target_distance=p.target_distance, limit=p.limit),
             uncertainty=decision.uncertainty, model=model, trace_id=trace_id, latency_ms=latency_ms)
+
+
+class BarsResponse(BaseModel):
+    """The state behind the bars, to be sent with the next ones, and the decision at its last row; `why` there is
+    none. `width_ns`: of the bars; `row_ts_close_ns`: the row's close. Times in ns UTC."""
+
+    state_id: str
+    through_ns: int
+    width_ns: int
+    decision: DecideResponse | None
+    why: str | None = None
+    row_ts_close_ns: int | None = None
 
 
 class RowAnswer(BaseModel):

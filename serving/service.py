@@ -30,6 +30,7 @@ from serving.batch_service import (
 )
 from serving.bundle import Bundle
 from serving.calls import Call
+from serving.decider import DecisionInputs
 from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
@@ -96,17 +97,23 @@ class Service:
             return JSONResponse({"detail": faults(error)}, 422)
         except FieldError as error:
             return JSONResponse({"detail": [error.fault]}, error.status)
+        answer = self.decided(model, inputs, request.trace_id or call.trace_id, started, call)
+        return Response(answer.model_dump_json(), 200, {"x-trace-id": answer.trace_id}, JSON)
+
+    def decided(self, model: Model, inputs: DecisionInputs, trace_id: str, started_ns: int,
+                call: Call) -> DecideResponse:
+        """The one way of every decision that is made alone: the model, the deadline, what is counted and told.
+
+        `started_ns` (time.perf_counter_ns): when work on the request began. Refused past the deadline.
+        """
         decision = model.decider.decide(inputs)
-        trace_id = request.trace_id or call.trace_id
-        latency_ms = (time.perf_counter_ns() - started) / 1e6
+        latency_ms = (time.perf_counter_ns() - started_ns) / 1e6
         call.check("the decision was made")
         self._count(1)
         self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
-        answer = DecideResponse.of(decision, model.id, trace_id, latency_ms)
-        response = Response(answer.model_dump_json(), 200, {"x-trace-id": trace_id}, JSON)
         self.life.decided(model, inputs, decision, trace_id, latency_ms)
-        return response
+        return DecideResponse.of(decision, model.id, trace_id, latency_ms)
 
     async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
         """Answer a batch in the form it came in: JSON or an Arrow stream."""

@@ -6,29 +6,14 @@ is exactly serving.schemas.DecideRequest and BatchRequest, and the OpenAPI descr
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
 
-from serving.access import Refused
 from serving.batch_arrow import MEDIA_TYPE
 from serving.batch_service import JSON
-from serving.calls import Call, call_of, late
-from serving.guard import refusal_answer
-from serving.idempotency import Key, StoredAnswer
+from serving.calls import Call
+from serving.routes.answering import answer
 from serving.routes.described import decide_described
 from serving.service import Service
-
-_LOG = structlog.get_logger("serving")
-_KEPT_HEADERS = ("x-trace-id",)
-_LONGEST_KEY = 128
-_CLIENT_GONE = 499
-Work = Callable[[bytes, str, Call], Awaitable[Response]]
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -40,93 +25,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         async def work(body: bytes, _: str, call: Call) -> Response:
             return service.decide(body, call)
 
-        return await _answer(service, request, (JSON,), service.settings.max_body_bytes, work)
+        return await answer(service, request, (JSON,), service.settings.max_body_bytes, work)
 
     @app.post("/v1/decide/batch", summary="Decide many rows in one pass",
               openapi_extra=decide_described(bundle, batch=True))
     async def batch(request: Request) -> Response:
-        return await _answer(service, request, (JSON, MEDIA_TYPE), service.settings.service.batch_body_bytes,
-                             service.decide_batch)
-
-
-async def _answer(service: Service, request: Request, accepted: tuple[str, ...], most_bytes: int,
-                  work: Work) -> Response:
-    """Read the body, look the idempotency key up, work, and keep the answer of a success."""
-    call = call_of(request.scope)
-    try:
-        media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type not in accepted:
-            raise Refused(415, f"send {' or '.join(accepted)}, not {media_type[:100]}")
-        key = _key(request)
-        body = await _body(request, most_bytes)
-    except Refused as refusal:
-        return refusal_answer(refusal)
-    except ClientDisconnect:
-        return Response(status_code=_CLIENT_GONE)
-    try:
-        if key is None:
-            return await work(body, media_type, call)
-        digest = hashlib.sha256(media_type.encode() + b"\0" + body).digest()
-        return await _once(service, key, digest, lambda: work(body, media_type, call), call)
-    except Refused as refusal:
-        return refusal_answer(refusal)
-    except Exception as error:  # noqa: BLE001  # answered in the one form of faults; the log has the rest
-        _LOG.exception("decision_failed", trace_id=call.trace_id, error=type(error).__name__)
-        return JSONResponse({"detail": "an internal error; the log of the service says more"}, 500)
-
-
-async def _body(request: Request, most_bytes: int) -> bytes:
-    """The whole body; Refused (413) as soon as it is longer."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most_bytes:
-            raise Refused(413, f"the body is longer than {most_bytes} bytes")
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _key(request: Request) -> Key | None:
-    """The idempotency key, as its user's own; Refused (400) if it is none."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 1 <= len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise Refused(400, f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters")
-    principal: Any = request.scope.get("state", {}).get("principal")
-    return Key(principal.user if principal else "", f"{request.scope['path']}\n{key}")
-
-
-_NOT_STORED = {"idempotent-stored": "false"}
-
-
-async def _once(service: Service, key: Key, digest: bytes, work: Callable[[], Awaitable[Response]],
-                call: Call) -> Response:
-    """The stored answer, or a new one, which is stored if it is a success."""
-    store = service.answers(call)
-    begun = await store.begin(key, digest)
-    if begun.state == "conflict":
-        raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
-    if begun.state == "pending":
-        raise late("the first request with this Idempotency-Key is still being worked on")
-    if begun.answer is not None:
-        call.notes["replayed"] = True
-        kept = begun.answer
-        return _as_sent(kept, {"idempotent-replayed": "true"})
-    try:
-        response = await work()
-    except BaseException:
-        await store.abandon(key, digest)
-        raise
-    if response.status_code != 200:
-        await store.abandon(key, digest)
-        return response
-    headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
-    answer = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers)
-    first = await store.finish(key, digest, answer)
-    call.check("the answer was kept")
-    return _as_sent(first, {}) if first is not None else _as_sent(answer, _NOT_STORED)
-
-
-def _as_sent(answer: StoredAnswer, more: dict[str, str]) -> Response:
-    return Response(answer.body, answer.status, dict(answer.headers) | more, answer.media_type)
+        return await answer(service, request, (JSON, MEDIA_TYPE), service.settings.service.batch_body_bytes,
+                            service.decide_batch)

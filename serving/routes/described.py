@@ -12,12 +12,21 @@ from pydantic.json_schema import models_json_schema
 from serving.access import PERMISSIONS, is_open
 from serving.batch_arrow import ANSWER, MEDIA_TYPE, batch_schema
 from serving.bundle import Bundle
-from serving.schemas import BatchRequest, BatchResponse, DecideRequest, DecideResponse, Problem
+from serving.schemas import (
+    BarsRequest,
+    BarsResponse,
+    BatchRequest,
+    BatchResponse,
+    DecideRequest,
+    DecideResponse,
+    Problem,
+)
 
 _VERSION = "1"
 _REFERENCE = "#/components/schemas/{model}"
 _MODEL = "3f" * 32
 _TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+_STATE = f"1790000000000000000-{'0a' * 16}"
 _FAULTS = {"400": "A header is malformed", "401": "No token, or one that is not valid",
            "403": "The role may not use this route", "405": "Another method is meant",
            "408": "The body came too slowly",
@@ -61,6 +70,27 @@ def decide_described(bundle: Bundle, batch: bool) -> dict[str, Any]:
     return {
         "description": f"{said} Matrices need the shapes and the columns of the bundle's schema. Decisions are "
                        "pure: the same request gives the same decision.",
+        **_described(takes, gives)}
+
+
+def bars_described() -> dict[str, Any]:
+    """What FastAPI cannot know of the route that takes bars, for `openapi_extra`."""
+    asked = {"state_id": _STATE, "bars": [
+        {"ts_open": 1790000000000000000, "open": 5000.0, "high": 5001.0, "low": 4999.5, "close": 5000.5,
+         "volume": 1200.0}], "account": {"position": 0.0, "equity": 100000.0, "day_start": 100000.0}, "seed": 1}
+    answer = {"state_id": _STATE, "through_ns": 1790000000000000000, "width_ns": 300000000000, "why": None,
+              "decision": {**_ANSWER, "model": _MODEL, "trace_id": _TRACE, "latency_ms": 4.2},
+              "row_ts_close_ns": 1790000000000000000}
+    return {"description": "A state is a value that its id names: the same request reaches the same state however "
+                           "often it comes. `decision` is null, and `why` says so, where the last row is no "
+                           "decision point.",
+            **_described({"application/json": _content("BarsRequest", asked)},
+                         {"application/json": _content("BarsResponse", answer)})}
+
+
+def _described(takes: dict[str, Any], gives: dict[str, Any]) -> dict[str, Any]:
+    """Bodies and the headers that every decision route takes."""
+    return {
         "requestBody": {"required": True, "content": takes},
         "parameters": [{"name": name, "in": "header", "required": False, "schema": schema, "description": text,
                         "example": example} for name, schema, text, example in _HEADERS],
@@ -107,7 +137,7 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     described = get_openapi(title=app.title, version=_VERSION, openapi_version="3.1.0", routes=app.routes,
                             description="Decisions of a trained team; every fault is `{\"detail\": ...}`.")
     components = described.setdefault("components", {})
-    models = (DecideRequest, BatchRequest, DecideResponse, BatchResponse, Problem)
+    models = (DecideRequest, BatchRequest, BarsRequest, DecideResponse, BatchResponse, BarsResponse, Problem)
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas = components.setdefault("schemas", {})
     schemas |= definitions["$defs"]

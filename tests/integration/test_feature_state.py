@@ -11,27 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from agents.core import CoreConfig, CoreNet
-from agents.gate import GateConfig
-from agents.regime import RegimeConfig, RegimeNet
 from algospace.features import FeatureConfig, build
 from algospace.features.market_table import MarketTable
-from algospace.features.matrices import MatrixConfig, Normaliser, assemble
+from algospace.features.matrices import assemble
 from algospace.instruments import INSTRUMENTS
 from algospace.marketdata.catalog import Catalog
 from algospace.marketdata.synthetic import generate, scenario_named
 from algospace.types import Bars
-from envs.config import CoreEnvConfig, RiskEnvConfig
-from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
+from serving.bundle import Bundle
 from serving.decider import account_record
 from serving.feature_state import Building, FeatureSettings, FeatureState, FeatureStates, UnknownState, row_inputs
 from serving.policy import BundlePolicy
 from serving.routes import state as routes
 from serving.service import AppSettings, Service
+from tests.feature_bundle import bars_bundle
 
 BARS, HELD = 4000, 3940
 INSTRUMENT = INSTRUMENTS["SYNTH"]
@@ -52,15 +48,7 @@ def catalog(bars: Bars, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(bars: Bars, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    table = build(bars, INSTRUMENT, FeatureConfig())
-    schema = Normaliser.fit(table, MatrixConfig(), int(table.ts_close[-1]))
-    torch.manual_seed(1)
-    core = CoreNet(network_shapes(schema, 8), CoreConfig(embedder="tcn"))
-    regime = RegimeNet(RegimeConfig(size="tiny", latent=8))
-    spec = BundleSpec(instrument="SYNTH", mask_key=7, gate=GateConfig(confidence_threshold=0.25), calibration=None,
-                      env=CoreEnvConfig(), risk_env=RiskEnvConfig(), risk_unit=2500.0, config_hash="c" * 64,
-                      data_hash="d" * 64, git_commit="0" * 40)
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "bundle", spec, schema, core, None, regime)
+    return bars_bundle(bars, tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 @pytest.fixture(scope="module")
