@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import minimize_scalar
-from scipy.stats import beta
 
 from agents.gate import NOTHING_PASSES, GateConfig, confidences
 from algospace.analysis.gate_report import BINS, calibration_error
@@ -98,6 +96,8 @@ def calibrate(raw: FloatArray, gained: BoolArray, config: GateConfig) -> Calibra
 
 
 def _fit_temperature(raw: FloatArray, gained: BoolArray) -> float:
+    from scipy.optimize import minimize_scalar  # 60 MB and half a second, which no service needs
+
     def loss(log_temperature: float) -> float:
         p = np.clip(confidences(raw, float(np.exp(log_temperature)), 0.0), _TINY, 1.0 - _TINY)
         return -float(np.where(gained, np.log(p), np.log1p(-p)).mean())
@@ -110,6 +110,8 @@ def precision_bound(gains: int, trades: int, config: GateConfig) -> float:
     """Lower bound of a precision that holds for every threshold tried at once with probability `promise_level`."""
     if not gains:
         return 0.0
+    from scipy.stats import beta
+
     error = (1.0 - config.promise_level) / COVERAGES.size
     return float(beta.ppf(error, gains, trades - gains + 1))
 

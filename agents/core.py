@@ -7,51 +7,16 @@ Each agent's logits depend on its own observation only; the critic sees the glob
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from agents.embedders import Embedder, EmbedderKind, make_embedder
+from agents.embedders import Embedder, make_embedder
 from agents.fused import dense_tanh, masked_heads, trunk_in
-from algospace.config import FrozenConfig
+from agents.settings import AGENTS, NUM_ACCOUNT, NUM_PROPOSAL, NUM_SYNERGY, VOTERS, VOTES, CoreConfig, Shapes
 
-VOTERS = ("strategic", "tactical", "arbitrage")
-AGENTS = (*VOTERS, "execution")
-VOTES = ("short", "pass", "long")
-EXECUTION_ACTIONS = ("reject", "execute", "close")
-NUM_ACCOUNT, NUM_SYNERGY, NUM_PROPOSAL = 8, 3, 3
 _MASKED_LOGIT = -1e9
-
-
-class CoreConfig(FrozenConfig):
-    """Sizes of the core's networks.
-
-    Biases of the first policy: `pass_bias` keeps voters near passing, `reject_bias` execution near rejecting;
-    `execute_bias` makes rejecting and closing less likely at the start, so that votes are heard at once: faster in
-    short runs, worse in long ones (docs/experiments/learning.md).
-    """
-
-    embedder: EmbedderKind = "tcn"
-    embed_dim: int = Field(16, ge=1)
-    channels: int = Field(16, ge=1)
-    hidden: int = Field(64, ge=1)
-    critic_hidden: int = Field(64, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    pass_bias: float = 1.0
-    reject_bias: float = 0.0
-    execute_bias: float = 0.0
-
-
-class Shapes(NamedTuple):
-    """Feature counts and windows of the matrices, and the size of the regime vector."""
-
-    strategic: int
-    strategic_window: int
-    tactical: int
-    tactical_window: int
-    regime: int
 
 
 class CoreNet(nn.Module):

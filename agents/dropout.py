@@ -7,13 +7,11 @@ Wagener 2022, arXiv 2202.11818), and the exported graphs take the same rows as i
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from algospace.seeding import combine, mask_bank
+from agents.mask_rows import BANK_ROWS, mask_rows
+from algospace.seeding import mask_bank
 from algospace.types import IntArray
-
-BANK_ROWS = 4096
 
 
 class MaskBank:
@@ -26,24 +24,3 @@ class MaskBank:
     def rows(self, segment_seeds: IntArray, steps: int, agents: int) -> torch.Tensor:
         """Bank rows (B, steps, agents) int64 for segments with the given seeds."""
         return torch.from_numpy(mask_rows(segment_seeds, steps, agents))
-
-    def decision_rows(self, seed: int, samples: int, agents: int) -> torch.Tensor:
-        """Bank rows (samples, agents) of one Monte Carlo decision: distinct rows per sample and agent."""
-        flat = np.arange(samples * agents, dtype=np.int64) * 2 + 1
-        start = int(combine(np.uint64(seed), np.uint64(0))) % BANK_ROWS
-        return torch.from_numpy(((start + flat) % BANK_ROWS).reshape(samples, agents))
-
-
-def mask_rows(segment_seeds: IntArray, steps: int, agents: int) -> IntArray:
-    """Hash (segment seed, step, agent) -> bank row; the seed is hashed before the index is added."""
-    seeds = np.asarray(segment_seeds, np.uint64)
-    index = np.arange(steps * agents, dtype=np.uint64).reshape(1, steps, agents)
-    mixed = _splitmix(_splitmix(seeds)[:, None, None] ^ index)
-    return (mixed % np.uint64(BANK_ROWS)).astype(np.int64)
-
-
-def _splitmix(x: np.ndarray) -> np.ndarray:
-    z = x + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

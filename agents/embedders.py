@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from agents.fused import dense_tanh
 from agents.fused_conv import tcn_layer
-
-EmbedderKind = Literal["tcn", "lstm", "lstm_recurrent", "transformer"]
+from agents.settings import EmbedderKind
 
 
 class Embedder(nn.Module):

@@ -12,7 +12,8 @@ import numba as nb
 import numpy as np
 import torch
 
-from agents.fused import FAST, tanh_approx, usable
+from agents.fused import FAST, usable
+from agents.hyperbolic import tanh_approx
 from algospace.types import AnyArray
 
 TAPS = 4

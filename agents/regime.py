@@ -14,17 +14,15 @@ columns vary by a tenth, and unscaled they cost the loss nothing, although they 
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 from agents.embedders import EncoderBlock, sinusoids
-from algospace.config import FrozenConfig
+from agents.settings import RegimeConfig
 from algospace.features.matrix_schema import REGIME
 
-RegimeSize = Literal["tiny", "small", "full"]
 # size -> (width, layers, heads)
 _SIZES: dict[str, tuple[int, int, int]] = {"tiny": (32, 1, 4), "small": (64, 2, 4), "full": (256, 6, 8)}
 _LOG_VARIANCE_LIMIT = 8.0
@@ -34,78 +32,6 @@ _FOCUS = frozenset({"logsig_2", "logsig_3", "logsig_4", "price_acceleration",
 _BESIDE = 0.01
 # a column that varies less than this has no scale of its own
 _LEAST_SCALE = 1e-2
-
-
-class RegimeConfig(FrozenConfig):
-    """Network and training of the regime detection engine.
-
-    window, features: shape of the regime matrix. patch: rows joined to one token; must divide the window.
-    beta: weight of the KL term (nats per window) beside errors that are means over the window's elements;
-        it rises linearly from 0 over the first `warmup_fraction` of training.
-    free_bits: nats per latent dimension below which the KL term does not push.
-    predict_steps: rows after the window that the decoder predicts too; 0 turns it off.
-    predict_weight: weight of the prediction error beside the reconstruction error.
-    recency_half_life: rows after which an older row of the window counts half as much in the reconstruction;
-        0 weighs all rows equally. A window spans several regimes, and what matters is the last one.
-    column_weights: weight of each column's squared error; empty: with the twelve MMD columns 1 for those of
-        direction and volatility and 0.01 for the others, with another number of columns 1 for all.
-    recent_skip: a linear path from the last token to the latent beside the encoder.
-    precision: bf16 trains under autocast; weights, optimiser, loss and inference stay float32.
-    windows_per_epoch: windows drawn, without replacement, in each epoch; 0 means all of them.
-    validation_windows: evenly spaced windows that early stopping looks at.
-    validation_fraction: tail of the training rows used where no validation rows are given.
-    patience: epochs without improvement by at least `min_improvement` (relative) before training stops.
-    """
-
-    size: RegimeSize = "small"
-    window: int = Field(96, ge=2)
-    features: int = Field(12, ge=1)
-    latent: int = Field(8, ge=1)
-    patch: int = Field(8, ge=1)
-    predict_steps: int = Field(4, ge=0)
-    predict_weight: float = Field(0.3, ge=0)
-    recency_half_life: float = Field(1.0, ge=0)
-    column_weights: tuple[float, ...] = ()
-    recent_skip: bool = True
-    precision: Literal["float32", "bf16"] = "float32"
-    beta: float = Field(1e-3, ge=0)
-    warmup_fraction: float = Field(0.3, ge=0, le=1)
-    free_bits: float = Field(0.05, ge=0)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1)
-    windows_per_epoch: int = Field(0, ge=0)
-    validation_windows: int = Field(2048, ge=1)
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
-    patience: int = Field(4, ge=1)
-    min_improvement: float = Field(1e-3, ge=0)
-
-    @model_validator(mode="after")
-    def _patches_fill_the_window(self) -> Self:
-        if self.window % self.patch:
-            raise ValueError(f"patch {self.patch} must divide the window of {self.window} rows")
-        return self
-
-    @model_validator(mode="after")
-    def _one_weight_per_column(self) -> Self:
-        weights = self.column_weights
-        if weights and (len(weights) != self.features or min(weights) < 0 or not any(weights)):
-            raise ValueError(f"column_weights must be {self.features} numbers that are not negative nor all 0")
-        return self
-
-    @classmethod
-    def quick(cls, **overrides: object) -> Self:
-        """The quickstart's recipe with the smallest network: a quarter of a minute of training on one core."""
-        recipe: dict[str, object] = {
-            "size": "tiny", "epochs": 8, "windows_per_epoch": 10_240, "learning_rate": 2e-3, "patience": 3}
-        return cls.model_validate({**recipe, **overrides})
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the encoder sees."""
-        return self.window // self.patch
 
 
 class RegimeOutput(NamedTuple):

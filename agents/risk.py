@@ -8,37 +8,13 @@ only, sees the account too and, in hindsight, what the following bars would have
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from agents.core import Shapes, heads
-from agents.embedders import EmbedderKind, make_embedder
-from algospace.config import FrozenConfig
+from agents.core import heads
+from agents.embedders import make_embedder
+from agents.settings import NUM_CRITIC, RISK_ACTIONS, RISK_AGENTS, RiskConfig, Shapes
 
-RISK_AGENTS = ("size", "stop", "target")
-RISK_ACTIONS = (6, 7, 5)   # {0..5} contracts, {.5, 1, 1.5, 2, 3, 4 ATR, beyond the LVN}, {1, 1.5, 2, 3, 4} R
-NUM_RISK_ACCOUNT = 4
-NUM_HINDSIGHT = 6          # brackets that the critic knows the outcome of
-NUM_CRITIC = NUM_RISK_ACCOUNT + NUM_HINDSIGHT
 _MASKED_LOGIT = -1e9
-
-
-class RiskConfig(FrozenConfig):
-    """Sizes of the M-RMS networks.
-
-    min_contracts: the smallest size that the sizer may choose. Trained on entries without selection it learns,
-    rightly, that most are not worth taking; with 0 allowed it vetoes them all (98 % of NQ's rows), and the core,
-    whose task it is to choose entries, never gets to trade. Whether to trade is the core's and the gate's
-    question; how much, the sizer's.
-    """
-
-    embedder: EmbedderKind = "tcn"
-    embed_dim: int = Field(16, ge=1)
-    channels: int = Field(16, ge=1)
-    hidden: int = Field(64, ge=1)
-    critic_hidden: int = Field(64, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    min_contracts: int = Field(1, ge=0, lt=RISK_ACTIONS[0])
 
 
 class RiskNet(nn.Module):

@@ -17,8 +17,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import nn
 
-from agents.core import AGENTS, CoreConfig
 from agents.embedders import make_embedder
+from agents.settings import AGENTS, CoreConfig
 from training.mappo.multi_agent_env import register_core_env
 from training.mappo.settings import MAPPOSettings
 

@@ -27,16 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.core import CoreConfig, CoreNet
+from agents.core import CoreNet
 from agents.gate import GateConfig
-from agents.regime import RegimeConfig, RegimeNet
-from agents.risk import RiskConfig, RiskNet
+from agents.regime import RegimeNet
+from agents.risk import RiskNet
+from agents.settings import CoreConfig, RegimeConfig, RiskConfig
 from algospace.types import AnyArray
 from envs.config import CoreEnvConfig, RiskEnvConfig
 from serving.backends import Backend, make_backend
 from serving.batch import BatchInputs
-from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
+from serving.bundle import Bundle, BundleSpec, network_shapes
 from serving.decider import Decider, DecisionInputs
+from serving.export import write_bundle
 from serving.policy import BundlePolicy
 from tests.serving_market import (
     FIRST_DECISION,

@@ -16,7 +16,8 @@ import time
 import numpy as np
 import torch
 
-from agents.regime import RegimeConfig, RegimeNet
+from agents.regime import RegimeNet
+from agents.settings import RegimeConfig
 from algospace.features import build
 from algospace.features.config import FeatureConfig
 from algospace.features.matrices import Normaliser, assemble

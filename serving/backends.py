@@ -1,39 +1,23 @@
 """Inference backends: `infer(graph, inputs) -> outputs`, one protocol for all.
 
 Graphs: vote, execute, mrms, rde (serving.export), and embed and heads, which are `vote` cut in two.
-`torch` is the reference; `onnx` (ONNX Runtime, one thread) is the default on CPUs; `tensorrt` and `tensorrt-rtx`
-(serving.tensorrt_backend) need an NVIDIA GPU.
+`torch` (serving.torch_backend) is the reference; `onnx` (ONNX Runtime, one thread) is the default on CPUs;
+`tensorrt` and `tensorrt-rtx` (serving.tensorrt_backend) need an NVIDIA GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import onnxruntime as ort
-import torch
 
-from agents.core import CoreNet
-from agents.regime import RegimeNet
-from agents.risk import RiskNet
 from algospace.errors import BundleError, ConfigError
 from algospace.types import AnyArray
-from serving.bundle import Bundle, load_weights, network_shapes
+from serving.bundle import Bundle
 from serving.engines import Precision
-from serving.export import (
-    EMBED_INPUTS,
-    EXECUTE_INPUTS,
-    HEADS_INPUTS,
-    REGIME_INPUTS,
-    RISK_INPUTS,
-    VOTE_INPUTS,
-    ExecuteGraph,
-    RegimeGraph,
-    RiskGraph,
-    VoteGraph,
-    graph_model,
-)
+from serving.graphs import graph_model
 
 BackendName = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx"]
 
@@ -78,50 +62,11 @@ class OnnxBackend:
         found = self._sessions.get(graph)
         if found is None:
             if graph not in ("embed", "heads"):
-                raise _absent(self._bundle, graph)
+                raise absent(self._bundle, graph)
             self._open(graph, graph_model(self._vote, graph))
             found = self._sessions[graph]
         session, outputs = found
         return dict(zip(outputs, session.run(outputs, inputs), strict=True))
-
-
-class TorchBackend:
-    """PyTorch eager, the reference; the weights come from the bundle's plain arrays."""
-
-    name = "torch"
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        networks = bundle.manifest.networks
-        shapes = network_shapes(bundle.schema, bundle.manifest.regime_size)
-        core = CoreNet(shapes, networks.core)
-        load_weights(bundle, "core", core)
-        vote = VoteGraph(core)
-        self._graphs: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = {
-            "vote": (vote, VOTE_INPUTS, ("logits", "embedded")),
-            "embed": (core.embed_windows, EMBED_INPUTS, ("embedded",)),
-            "heads": (vote.heads, HEADS_INPUTS, ("logits",)),
-            "execute": (ExecuteGraph(core), EXECUTE_INPUTS, ("logits",)),
-        }
-        if networks.risk is not None:
-            risk = RiskNet(shapes, networks.risk)
-            load_weights(bundle, "risk", risk)
-            self._graphs["mrms"] = (RiskGraph(risk), RISK_INPUTS, ("logits",))
-        if networks.regime is not None:
-            regime = RegimeNet(networks.regime)
-            load_weights(bundle, "regime", regime)
-            self._graphs["rde"] = (RegimeGraph(regime), REGIME_INPUTS, ("regime",))
-
-    def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """See Backend."""
-        if graph not in self._graphs:
-            raise _absent(self._bundle, graph)
-        function, names, outputs = self._graphs[graph]
-        with torch.inference_mode():
-            results = function(*(torch.from_numpy(inputs[name]) for name in names))
-        if not isinstance(results, tuple):
-            results = (results,)
-        return {name: value.numpy() for name, value in zip(outputs, results, strict=True)}
 
 
 def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
@@ -131,6 +76,8 @@ def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
     if name == "onnx":
         return OnnxBackend(bundle)
     if name == "torch":
+        from serving.torch_backend import TorchBackend  # 200 MB, which a service on another backend does not need
+
         return TorchBackend(bundle)
     if name in ("tensorrt", "tensorrt-rtx"):
         from serving.tensorrt_backend import TensorRTBackend
@@ -139,5 +86,6 @@ def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
     raise ConfigError(f"unknown backend '{name}'; known: {', '.join(get_args(BackendName))}")
 
 
-def _absent(bundle: Bundle, graph: str) -> ConfigError:
+def absent(bundle: Bundle, graph: str) -> ConfigError:
+    """A graph is asked for that the bundle does not hold."""
     return ConfigError(f"{bundle.directory}: the bundle holds no graph '{graph}'")

@@ -11,31 +11,21 @@ Loading verifies every checksum, the set of files and the schema hash; a mismatc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, ValidationError
-from torch import nn
 
 from agents.calibration import Calibration
-from agents.core import CoreConfig, CoreNet, Shapes
 from agents.gate import Gate, GateConfig
-from agents.regime import RegimeConfig, RegimeNet
-from agents.risk import RiskConfig, RiskNet
+from agents.settings import CoreConfig, RegimeConfig, RiskConfig, Shapes
 from algospace.config import FrozenConfig
 from algospace.errors import BundleError, SchemaError
 from algospace.features.config import FeatureConfig
 from algospace.features.matrix_schema import MatrixSchema
-from algospace.features.oracle import refuse_oracle
-from algospace.files import atomic_directory, sha256_file, write_json, write_text
 from algospace.instruments import INSTRUMENTS, Instrument
 from envs.config import CoreEnvConfig, RiskEnvConfig
-from serving.export import export_core, export_regime, export_risk
 
 MANIFEST, MANIFEST_HASH, WEIGHTS = "manifest.json", "manifest.sha256", "weights.npz"
 
@@ -129,72 +119,10 @@ class Bundle:
         return Gate(self.manifest.gate, fitted.temperature, fitted.threshold)
 
 
-def write_bundle(directory: Path | str, spec: BundleSpec, schema: MatrixSchema, core: CoreNet,
-                 risk: RiskNet | None, regime: RegimeNet | None) -> Bundle:
-    """Export the networks and write the bundle in one step, whole or not at all.
-
-    SchemaError if the networks were not built for the schema's matrices, or were fed with the oracle column of an
-    evaluation's control; BundleError if `directory` holds anything but a bundle, which is replaced.
-    """
-    directory = Path(directory)
-    if directory.exists() and not (directory / MANIFEST).is_file() and (
-            not directory.is_dir() or any(directory.iterdir())):
-        raise BundleError(f"{directory}: holds something other than a bundle, which would be lost; name a "
-                          f"new folder")
-    refuse_oracle(schema, str(directory))
-    _check_shapes(schema, core, risk, regime)
-    networks = Networks(core=core.config, risk=None if risk is None else risk.config,
-                        regime=None if regime is None else regime.config)
-    manifest = Manifest(**{name: getattr(spec, name) for name in BundleSpec.model_fields},
-                        matrices=schema.to_dict(), schema_hash=schema.digest(), regime_size=core.shapes.regime,
-                        networks=networks)
-    with atomic_directory(directory) as part:
-        export_core(core, part)
-        if risk is not None:
-            export_risk(risk, part)
-        if regime is not None:
-            export_regime(regime, schema.regime.window, schema.regime.width, part)
-        save_weights(part / WEIGHTS, {"core": core, "risk": risk, "regime": regime})
-        files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
-        write_json(part / MANIFEST, manifest.model_copy(update={"files": files}).model_dump(mode="json"))
-        write_text(part / MANIFEST_HASH, sha256_file(part / MANIFEST) + "\n")
-    return load_bundle(directory)
-
-
 def network_shapes(schema: MatrixSchema, regime_size: int) -> Shapes:
     """What the networks of a schema look like."""
     return Shapes(schema.strategic.width, schema.strategic.window, schema.tactical.width, schema.tactical.window,
                   regime_size)
-
-
-def _check_shapes(schema: MatrixSchema, core: CoreNet, risk: RiskNet | None, regime: RegimeNet | None) -> None:
-    expected = network_shapes(schema, core.shapes.regime)
-    for name, shapes in (("core", core.shapes), ("M-RMS", expected if risk is None else risk.shapes)):
-        if shapes != expected:
-            raise SchemaError(f"the {name} was built for {shapes}, the schema needs {expected}")
-    if regime is not None:
-        found = (regime.config.window, regime.config.features, regime.config.latent)
-        needed = (schema.regime.window, schema.regime.width, core.shapes.regime)
-        if found != needed:
-            raise SchemaError(f"the RDE was built for (window, features, latent) {found}, not {needed}")
-
-
-def save_weights(path: Path, networks: Mapping[str, nn.Module | None]) -> None:
-    """Write the state of all networks as plain arrays named `network.parameter`."""
-    arrays = {f"{name}.{key}": value.detach().cpu().numpy()
-              for name, network in networks.items() if network is not None
-              for key, value in network.state_dict().items()}
-    np.savez(path, **arrays)
-
-
-def load_weights(bundle: Bundle, name: str, network: nn.Module) -> None:
-    """Load the arrays of network `name` into `network` and set it to evaluation mode."""
-    prefix = f"{name}."
-    with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
-        state = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files
-                 if key.startswith(prefix)}
-    network.load_state_dict(state)
-    network.eval()
 
 
 def load_bundle(directory: Path | str) -> Bundle:

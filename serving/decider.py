@@ -122,10 +122,7 @@ class Decider:
     def masks(self, seed: int) -> Float32Array:
         """(K, 4, H) dropout masks of a decision, voters then execution, as the graphs take them; one mask of ones
         decides without."""
-        samples, bank = self.heads.samples, self.heads.bank
-        if samples == 1:
-            return np.ones((1, 4, bank.units), np.float32)
-        return bank.masks[bank.decision_rows(seed, samples, 4)].numpy()
+        return self.heads.masks(seed)
 
     def regime_vector(self, regime: Float32Array) -> Float32Array:
         """(R,): as given, or the RDE's answer to a regime window, which is remembered: a window changes once in

@@ -255,9 +255,7 @@ class Replica:
 
     async def __init__(self, source: str, digest: bytes, settings: dict[str, Any],  # type: ignore[misc]
                        shared: bool) -> None:
-        import torch
-
-        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # for torch, should a backend or an explanation need it
         app_settings = AppSettings.model_validate(settings)
         configure_logs(app_settings.logs)
         self._link: HubLink | None = None

@@ -1,5 +1,5 @@
-"""Networks -> ONNX graphs. Dropout masks are graph inputs: ONNX Runtime deletes training-mode Dropout, and all
-samples would come out equal.
+"""Networks -> a bundle of ONNX graphs. Dropout masks are graph inputs: ONNX Runtime deletes training-mode Dropout,
+and all samples would come out equal.
 
     vote     strategic (B, Ws, Fs), tactical (B, Wt, Ft), regime (B, R), synergy (B, 3), account (B, 8),
              masks (B, K, 3, H)                      -> logits (B, K, 3, 3), embedded (B, 3, D)
@@ -9,32 +9,44 @@ samples would come out equal.
     rde      window (B, Wr, Fr)                                           -> regime (B, R)
 
 Batch B and samples K are dynamic. Embedders run once per row; only the heads see the K masks. `embedded` is an
-output so that `split_vote` can cut the graph there: a backtest embeds many rows at once.
+output so that `serving.graphs` can cut the graph there: a backtest embeds many rows at once.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-import onnx.utils
 import torch
 from torch import nn
 
-from agents.core import NUM_ACCOUNT, NUM_PROPOSAL, NUM_SYNERGY, VOTERS, CoreNet
+from agents.core import CoreNet
+from agents.regime import RegimeNet
 from agents.risk import RiskNet
+from agents.settings import NUM_ACCOUNT, NUM_PROPOSAL, NUM_SYNERGY, VOTERS
+from algospace.errors import BundleError, SchemaError
+from algospace.features.matrix_schema import MatrixSchema
+from algospace.features.oracle import refuse_oracle
+from algospace.files import atomic_directory, sha256_file, write_json, write_text
+from serving.bundle import (
+    MANIFEST,
+    MANIFEST_HASH,
+    WEIGHTS,
+    Bundle,
+    BundleSpec,
+    Manifest,
+    Networks,
+    load_bundle,
+    network_shapes,
+)
+from serving.graphs import EXECUTE_INPUTS, REGIME_INPUTS, RISK_INPUTS, VOTE_INPUTS
 
 OPSET = 18
-VOTE_INPUTS = ("strategic", "tactical", "regime", "synergy", "account", "masks")
-EXECUTE_INPUTS = ("votes", "proposal", "regime", "synergy", "account", "allowed", "masks")
-RISK_INPUTS = ("strategic", "tactical", "regime", "direction")
-REGIME_INPUTS = ("window",)
-EMBED_INPUTS = ("strategic", "tactical")
-HEADS_INPUTS = ("embedded", "regime", "synergy", "account", "masks")
 
 
 class VoteGraph(nn.Module):
@@ -96,6 +108,58 @@ class RegimeGraph(nn.Module):
         return encoded
 
 
+def write_bundle(directory: Path | str, spec: BundleSpec, schema: MatrixSchema, core: CoreNet,
+                 risk: RiskNet | None, regime: RegimeNet | None) -> Bundle:
+    """Export the networks and write the bundle in one step, whole or not at all.
+
+    SchemaError if the networks were not built for the schema's matrices, or were fed with the oracle column of an
+    evaluation's control; BundleError if `directory` holds anything but a bundle, which is replaced.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / MANIFEST).is_file() and (
+            not directory.is_dir() or any(directory.iterdir())):
+        raise BundleError(f"{directory}: holds something other than a bundle, which would be lost; name a "
+                          f"new folder")
+    refuse_oracle(schema, str(directory))
+    _check_shapes(schema, core, risk, regime)
+    networks = Networks(core=core.config, risk=None if risk is None else risk.config,
+                        regime=None if regime is None else regime.config)
+    manifest = Manifest(**{name: getattr(spec, name) for name in BundleSpec.model_fields},
+                        matrices=schema.to_dict(), schema_hash=schema.digest(), regime_size=core.shapes.regime,
+                        networks=networks)
+    with atomic_directory(directory) as part:
+        export_core(core, part)
+        if risk is not None:
+            export_risk(risk, part)
+        if regime is not None:
+            export_regime(regime, schema.regime.window, schema.regime.width, part)
+        save_weights(part / WEIGHTS, {"core": core, "risk": risk, "regime": regime})
+        files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
+        write_json(part / MANIFEST, manifest.model_copy(update={"files": files}).model_dump(mode="json"))
+        write_text(part / MANIFEST_HASH, sha256_file(part / MANIFEST) + "\n")
+    return load_bundle(directory)
+
+
+def _check_shapes(schema: MatrixSchema, core: CoreNet, risk: RiskNet | None, regime: RegimeNet | None) -> None:
+    expected = network_shapes(schema, core.shapes.regime)
+    for name, shapes in (("core", core.shapes), ("M-RMS", expected if risk is None else risk.shapes)):
+        if shapes != expected:
+            raise SchemaError(f"the {name} was built for {shapes}, the schema needs {expected}")
+    if regime is not None:
+        found = (regime.config.window, regime.config.features, regime.config.latent)
+        needed = (schema.regime.window, schema.regime.width, core.shapes.regime)
+        if found != needed:
+            raise SchemaError(f"the RDE was built for (window, features, latent) {found}, not {needed}")
+
+
+def save_weights(path: Path, networks: Mapping[str, nn.Module | None]) -> None:
+    """Write the state of all networks as plain arrays named `network.parameter`."""
+    arrays = {f"{name}.{key}": value.detach().cpu().numpy()
+              for name, network in networks.items() if network is not None
+              for key, value in network.state_dict().items()}
+    np.savez(path, **arrays)
+
+
 def export_core(core: CoreNet, directory: Path) -> None:
     """Write `vote.onnx` and `execute.onnx`."""
     shapes, hidden = core.shapes, core.config.hidden
@@ -124,24 +188,6 @@ def export_regime(regime: nn.Module, window: int, features: int, directory: Path
     """Write `rde.onnx`; `regime` has `encode_mean(window (B, W, F)) -> (B, R)`."""
     _export(RegimeGraph(regime), (torch.zeros(2, window, features),), REGIME_INPUTS, ("regime",),
             directory / "rde.onnx")
-
-
-def split_vote(model: bytes) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """`vote.onnx`, given as its bytes, cut at the embeddings: (embed: EMBED_INPUTS -> embedded, heads:
-    HEADS_INPUTS -> logits)."""
-    extractor = onnx.utils.Extractor(onnx.load_from_string(model))
-    return (extractor.extract_model(list(EMBED_INPUTS), ["embedded"]),
-            extractor.extract_model(list(HEADS_INPUTS), ["logits"]))
-
-
-def graph_model(model: bytes, graph: str) -> bytes:
-    """The serialised graph `graph` of the bytes of the file that holds it: embed and heads are cut out of
-    `vote.onnx`."""
-    if graph not in ("embed", "heads"):
-        return model
-    embed, heads = split_vote(model)
-    part: bytes = (embed if graph == "embed" else heads).SerializeToString(deterministic=True)
-    return part
 
 
 def _export(module: nn.Module, example: tuple[torch.Tensor, ...], inputs: Sequence[str],

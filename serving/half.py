@@ -22,7 +22,7 @@ from agents.gate import Gate, count_votes, execution_probabilities
 from algospace.errors import ConfigError
 from algospace.types import AnyArray, FloatArray
 from serving.bundle import Bundle
-from serving.export import graph_model
+from serving.graphs import graph_model
 
 BAND = 1e-2
 """Confidences closer than this to the threshold may change the verdict in FP16 (design: serving.md)."""

@@ -12,7 +12,8 @@ from io import BytesIO
 
 import numpy as np
 
-from agents.dropout import BANK_ROWS, MaskBank
+from agents.mask_rows import BANK_ROWS, decision_rows
+from algospace.seeding import mask_bank
 from algospace.types import AnyArray, BoolArray, Float32Array
 from serving import kernels
 from serving.bundle import WEIGHTS, Bundle
@@ -24,10 +25,10 @@ class Heads:
 
     def __init__(self, bundle: Bundle) -> None:
         core = bundle.manifest.networks.core
-        self.bank = MaskBank(bundle.manifest.mask_key, core.hidden, core.dropout)
         self.samples = bundle.manifest.gate.iterations
-        ones = np.ones((BANK_ROWS, core.hidden), np.float32)
-        self._lanes = kernels.mask_lanes(ones if self.samples == 1 else self.bank.masks.numpy())
+        self._bank = (np.ones((BANK_ROWS, core.hidden), np.float32) if self.samples == 1 else
+                      mask_bank(bundle.manifest.mask_key, BANK_ROWS, core.hidden, core.dropout))
+        self._lanes = kernels.mask_lanes(self._bank)
         with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
             weights = {key.removeprefix("core."): np.asarray(arrays[key], np.float32) for key in arrays.files
                        if key.startswith("core.")}
@@ -44,6 +45,12 @@ class Heads:
         starts = np.empty(len(seeds), np.int64)
         kernels.mask_starts(np.asarray(seeds, np.uint64), starts)
         return starts
+
+    def masks(self, seed: int) -> Float32Array:
+        """(K, 4, H) dropout masks of a decision, voters then execution, as the graphs take them; one mask of ones
+        decides without."""
+        masks: Float32Array = self._bank[decision_rows(seed, self.samples, kernels.AGENTS)]
+        return masks
 
     def votes(self, embedded: Float32Array, context: Float32Array, starts: AnyArray) -> Float32Array:
         """Embeddings (N, 3, D) and context (N, R + 3 + 8) -> the voters' logits (N, K, 3, 3)."""

@@ -11,9 +11,9 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from agents.dropout import BANK_ROWS
-from agents.fused import tanh_approx
 from agents.gate import _judge, _softmax_and_mean, agreed
+from agents.hyperbolic import tanh_approx
+from agents.mask_rows import BANK_ROWS
 from algospace.risk.limits import limit_contracts
 from algospace.seeding import combine
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, IntArray

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from algospace.errors import ConfigError
 from serving.bundle import Bundle
 from serving.engines import BackendUnavailable, Binding, Engine, EngineKey, Precision, write_engine
-from serving.export import graph_model
+from serving.graphs import graph_model
 
 TensorRTName = Literal["tensorrt", "tensorrt-rtx"]
 MAX_BATCH = 1024

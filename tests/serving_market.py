@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.core import CoreConfig, CoreNet
-from agents.embedders import EmbedderKind
+from agents.core import CoreNet
 from agents.gate import GateConfig
-from agents.regime import RegimeConfig, RegimeNet
-from agents.risk import RiskConfig, RiskNet
+from agents.regime import RegimeNet
+from agents.risk import RiskNet
+from agents.settings import CoreConfig, EmbedderKind, RegimeConfig, RiskConfig
 from algospace.features.market_table import MarketTable
 from algospace.features.matrix_schema import COLUMN_RULES, MatrixConfig, MatrixSchema, MatrixSpec, column_specs
 from envs.config import CoreEnvConfig, RiskEnvConfig
-from serving.bundle import Bundle, BundleSpec, network_shapes, write_bundle
+from serving.bundle import Bundle, BundleSpec, network_shapes
 from serving.decider import account_record
+from serving.export import write_bundle
 from tests.env_market import random_table
 
 FIRST_DECISION = 600

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.core import CoreConfig
-from agents.risk import RiskConfig
+from agents.settings import CoreConfig, RiskConfig
 from algospace.features import build
 from algospace.features.market_table import MarketTable
 from algospace.features.matrices import Normaliser, assemble

@@ -17,7 +17,8 @@ from algospace.execution.decision import Decision, Reason
 from algospace.instruments import instrument
 from algospace.types import BoolArray, FloatArray
 from envs.vector_core import risk_unit_of
-from serving.bundle import Bundle, BundleSpec, write_bundle
+from serving.bundle import Bundle, BundleSpec
+from serving.export import write_bundle
 from serving.policy import BundlePolicy
 from training.backtest import run_session
 from training.config import RunConfig

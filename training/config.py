@@ -7,10 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from agents.core import CoreConfig
 from agents.gate import GateConfig
-from agents.regime import RegimeConfig
-from agents.risk import RiskConfig
+from agents.settings import CoreConfig, RegimeConfig, RiskConfig
 from algospace.config import FrozenConfig
 from algospace.features import FeatureConfig
 from algospace.features.matrix_schema import MatrixConfig

@@ -21,7 +21,8 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
-from agents.regime import RegimeConfig, RegimeNet
+from agents.regime import RegimeNet
+from agents.settings import RegimeConfig
 from algospace.config import parse_config
 from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.files import atomic_directory, atomic_path, sha256_file, write_json

@@ -20,7 +20,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from agents.regime import RegimeConfig, RegimeNet
+from agents.regime import RegimeNet
+from agents.settings import RegimeConfig
 from algospace.errors import ConfigError, InternalError
 from algospace.types import Float32Array, IntArray
 from training.mappo.memory import owned

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from algospace.analysis import plots
 from algospace.analysis.intervals import optimal_block, stationary_rows
@@ -110,6 +109,8 @@ def calibration_error(confidence: FloatArray, gained: BoolArray, bins: int = BIN
 
 def _equal_count(confidence: FloatArray, bins: int) -> IntArray:
     """Bin of each trade; equal confidences share one."""
+    from scipy import stats  # 60 MB and half a second, which no service needs
+
     ranks = stats.rankdata(confidence, "min").astype(np.int64) - 1
     return ranks * bins // confidence.size
 
@@ -153,6 +154,8 @@ def lift(confidence: FloatArray, gained: BoolArray, net: FloatArray, threshold: 
     on each trade) and one-sided p-values of the bootstrap centred at no lift. p_random: the exact probability that
     random rejection passes at least as many gains (hypergeometric). Nothing passes or everything: no lift, p 1.
     """
+    from scipy import stats
+
     passed = confidence >= threshold
     share = float(passed.mean()) if passed.size else 0.0
     found = {"coverage": share, "passed": int(passed.sum()),

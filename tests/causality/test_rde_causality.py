@@ -6,7 +6,8 @@ from hmmlearn.hmm import GaussianHMM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.regime import RegimeConfig, RegimeNet
+from agents.regime import RegimeNet
+from agents.settings import RegimeConfig
 from training.rde import regime_vectors
 from training.rde_report import encode_ends, filter_markov
 

@@ -18,13 +18,15 @@ from algospace.features.market_table import MarketTable
 from serving.access import Refused
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
-from serving.backends import OnnxBackend, TorchBackend
+from serving.backends import OnnxBackend
 from serving.bundle import Bundle
 from serving.client import request_of
-from serving.explain import TOLERANCE, Abandoned, ExplainDesk, Explainer, ExplainSettings, deciding
+from serving.explain import ExplainDesk, ExplainSettings
+from serving.explainer import TOLERANCE, Abandoned, Explainer, deciding
 from serving.heads import Heads
 from serving.policy import BundlePolicy
 from serving.service import AppSettings
+from serving.torch_backend import TorchBackend
 from tests.serving_market import accounts, random_bundle, rows, serving_table
 
 TOKEN = "a-token-of-enough-length"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from algospace.errors import BundleError, SchemaError
 from algospace.files import sha256_file
-from serving.bundle import MANIFEST, MANIFEST_HASH, load_bundle, network_shapes, write_bundle
+from serving.bundle import MANIFEST, MANIFEST_HASH, load_bundle, network_shapes
+from serving.export import write_bundle
 from tests.command_line import refusal
 from tests.serving_market import REGIME_SIZE, full_schema, random_bundle, random_networks
 

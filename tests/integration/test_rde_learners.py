@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 
-from agents.regime import RegimeConfig
+from agents.settings import RegimeConfig
 from training.rde import train_rde
 
 

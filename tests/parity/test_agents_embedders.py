@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from agents.core import CoreConfig, CoreNet, Shapes
-from agents.embedders import EmbedderKind, TCNEmbedder, make_embedder
+from agents.core import CoreNet
+from agents.embedders import TCNEmbedder, make_embedder
+from agents.settings import CoreConfig, EmbedderKind, Shapes
 
 KINDS = ("tcn", "lstm", "transformer")
 WINDOW, FEATURES, DIM = 20, 5, 6

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.embedders import EmbedderKind
+from agents.settings import EmbedderKind
 from algospace.errors import ConfigError
 from algospace.execution.decision import Reason
 from serving.backends import make_backend

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.embedders import EmbedderKind
 from agents.gate import GateConfig
+from agents.settings import EmbedderKind
 from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.heads import Heads

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agents.core import Shapes
-from agents.risk import RISK_ACTIONS, RiskConfig, RiskNet
+from agents.risk import RiskNet
+from agents.settings import RISK_ACTIONS, RiskConfig, Shapes
 
 SHAPES = Shapes(8, 48, 10, 60, 8)
 

@@ -16,7 +16,8 @@ from algospace.features.matrix_schema import MatrixConfig
 from algospace.features.oracle import ORACLE_COLUMN, has_oracle, oracle_scale, refuse_oracle, with_oracle
 from algospace.instruments import instrument
 from algospace.marketdata.synthetic import generate
-from serving.bundle import load_bundle, network_shapes, write_bundle
+from serving.bundle import load_bundle, network_shapes
+from serving.export import write_bundle
 from tests.serving_market import random_bundle, random_networks
 from tests.training_market import MarketOnDisk
 

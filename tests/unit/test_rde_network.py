@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
-from agents.regime import RegimeConfig, RegimeEncoder, RegimeNet, column_weights, gaussian_kl, recency_weights
+from agents.regime import RegimeEncoder, RegimeNet, column_weights, gaussian_kl, recency_weights
+from agents.settings import RegimeConfig
 from algospace.config import parse_config
 from algospace.errors import ConfigError
 

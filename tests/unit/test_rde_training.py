@@ -7,7 +7,8 @@ import pytest
 import ray
 import torch
 
-from agents.regime import RegimeConfig, RegimeNet
+from agents.regime import RegimeNet
+from agents.settings import RegimeConfig
 from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.types import Float32Array, IntArray
 from training.rde import RDEResult, column_scale, load_rde, regime_vectors, save_rde, train_rde, window_ends

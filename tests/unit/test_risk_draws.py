@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from agents.risk import RISK_ACTIONS, RISK_AGENTS
+from agents.settings import RISK_ACTIONS, RISK_AGENTS
 from training.mappo.risk_team import gumbel
 
 

@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
-from agents.core import VOTERS
+from agents.settings import VOTERS
 from algospace.errors import ConfigError
 from algospace.types import AnyArray
 from training.mappo.finite import require_finite_rewards

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 
-from agents.fused import FAST, tanh_approx
+from agents.fused import FAST
+from agents.hyperbolic import tanh_approx
 from algospace.seeding import combine, to_unit
 from algospace.types import AnyArray, Float32Array
 from envs.core_kernels import execute_kernel, observe_kernel, vote_kernel

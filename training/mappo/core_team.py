@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.core import AGENTS, NUM_ACCOUNT, NUM_PROPOSAL, CoreConfig, CoreNet
-from agents.dropout import MaskBank, mask_rows
+from agents.core import CoreNet
+from agents.dropout import MaskBank
+from agents.mask_rows import mask_rows
+from agents.settings import AGENTS, NUM_ACCOUNT, NUM_PROPOSAL, CoreConfig
 from algospace.instruments import instrument
 from algospace.seeding import stream_key
 from algospace.types import AnyArray

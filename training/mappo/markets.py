@@ -21,8 +21,9 @@ import numpy as np
 import ray
 import torch
 
-from agents.core import CoreConfig, CoreNet, Shapes
+from agents.core import CoreNet
 from agents.dropout import MaskBank
+from agents.settings import CoreConfig, Shapes
 from algospace.errors import ConfigError, SchemaError
 from algospace.types import AnyArray
 from envs.config import CoreEnvConfig

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.dropout import MaskBank, mask_rows
-from agents.risk import NUM_CRITIC, NUM_RISK_ACCOUNT, RISK_ACTIONS, RISK_AGENTS, RiskConfig, RiskNet
+from agents.dropout import MaskBank
+from agents.mask_rows import mask_rows
+from agents.risk import RiskNet
+from agents.settings import NUM_CRITIC, NUM_RISK_ACCOUNT, RISK_ACTIONS, RISK_AGENTS, RiskConfig
 from algospace.instruments import instrument
 from algospace.seeding import stream_key, uniforms
 from algospace.types import AnyArray

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from agents.core import Shapes
+from agents.settings import Shapes
 from algospace.errors import SchemaError
 from algospace.features.market_table import MANIFEST, MarketTable
 from algospace.features.matrix_schema import MatrixSpec
