@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from rich.console import Console
@@ -83,6 +84,15 @@ def test_the_joined_series_is_the_sum_of_the_windows(market: Any, tmp_path: Path
     for part in ("## All tests joined", "## At equal risk", "## Against random traders", "## Window by window"):
         assert part in page
     assert all(line in page for line in document["verdict"])
+
+
+def test_each_window_is_tracked_with_its_gate(market: Any, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    walk(walk_config(*market, walk_forward={"windows": 1}, tracking={}), tmp_path, Training(), monkeypatch)
+    window = json.loads((tmp_path / "window-1" / "window.json").read_text())
+    kept = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(window["mlflow_run_id"]).data.metrics
+    assert kept["gate/threshold"] == 1.01
+    assert kept["policy/net_pnl"] == window["contenders"]["policy"]["net_pnl"]
 
 
 def test_finished_windows_are_reused_and_an_interrupted_walk_goes_on(market: Any, tmp_path: Path,

@@ -24,6 +24,7 @@ import yaml
 from rich.console import Console
 
 from algospace import __version__
+from algospace.analysis import gate_report
 from algospace.analysis.metrics import measure
 from algospace.analysis.report import backtest_result, curves_of, write_report
 from algospace.execution.result import SessionResult
@@ -34,7 +35,7 @@ from algospace.types import AnyArray, Float32Array
 from serving.bundle import Bundle
 from serving.policy import BundlePolicy
 from training.backtest import run_session
-from training.bundling import build_bundle
+from training.bundling import GATE_FOLDER, build_bundle
 from training.config import RunConfig
 from training.dataset import Dataset, Split
 from training.experts import load_regime, propose, regime_columns
@@ -132,9 +133,12 @@ def _finished(run: WalkForwardRun, window: Window, dataset: Dataset, folder: Pat
         save_window(folder, {**document, "hash": digest, "mlflow_run_id": child.run_id}, arrays)
         child.metrics(0, {f"{name}/{key}": float(value) for name, figures in document["contenders"].items()
                           for key, value in figures.items() if isinstance(value, int | float)})
+        child.metrics(0, {f"gate/{name}": value for name, value in gate_report.figures(document["gate"]).items()})
         for name in ("report.html", "report.json"):
             if (folder / "report" / name).is_file():
                 child.artifact(folder / "report" / name)
+        if (folder / GATE_FOLDER).is_dir():
+            child.artifact(folder / GATE_FOLDER)
     return WindowResult.load(folder)
 
 
