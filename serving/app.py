@@ -17,7 +17,7 @@ from serving.bundle import Bundle
 from serving.calls import Calls
 from serving.guard import Guard
 from serving.metrics import Measured
-from serving.routes import decide, explain, health, login, metrics, model, page, state, stream
+from serving.routes import decide, explain, health, kill, login, metrics, model, page, state, stream
 from serving.security.gate import Security
 from serving.service import AppSettings, Service
 
@@ -50,6 +50,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     login.add_routes(app, service)
     stream.add_routes(app, service)
     model.add_routes(app, service)
+    kill.add_routes(app, service)
     metrics.add_routes(app, service)
     state.add_routes(app, service)
     page.add_routes(app, service)

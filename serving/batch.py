@@ -16,7 +16,7 @@ import numpy as np
 from agents.gate import Uncertainty
 from algospace.execution.decision import Decision, Reason, RiskProposal
 from algospace.execution.mechanics import ACCOUNT_DTYPE
-from algospace.execution.result import REASONS
+from algospace.execution.result import REASON_CODE, REASONS
 from algospace.risk.limits import Limit
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray
 from envs.core_kernels import EXECUTE
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 LIMIT_NAMES = tuple(limit.name for limit in Limit)
 REASON_NAMES = tuple(reason.value for reason in REASONS)
-_CODES = {reason: code for code, reason in enumerate(REASONS)}
 VOTER_NAMES = ("strategic", "tactical", "arbitrage")
 
 
@@ -37,7 +36,8 @@ class BatchInputs:
     """N decisions, field by field as in serving.decider.DecisionInputs and MarketState.
 
     strategic (N, Ws, Fs), tactical (N, Wt, Ft), regime vectors (N, R), synergy (N, 3), close and atr (N,), clock
-    (N, 2), lvn (N, 2), accounts (N,) ACCOUNT_DTYPE, seeds (N,) below 2^63.
+    (N, 2), lvn (N, 2), accounts (N,) ACCOUNT_DTYPE, seeds (N,) below 2^63, ts_close (N,) when the bars closed,
+    ns UTC, 0 where that is not told.
     """
 
     strategic: Float32Array
@@ -50,9 +50,14 @@ class BatchInputs:
     lvn: FloatArray
     accounts: AnyArray
     seeds: AnyArray
+    ts_close: AnyArray
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def rows(self, pick: AnyArray | slice) -> BatchInputs:
+        """Some rows of these."""
+        return BatchInputs(**{name: value[pick] for name, value in vars(self).items()})
 
     @staticmethod
     def of(rows: Sequence[DecisionInputs], regime: Float32Array) -> BatchInputs:
@@ -64,7 +69,8 @@ class BatchInputs:
             np.array([market.atr for market in markets]), np.array([market.clock for market in markets]),
             np.array([market.lvn for market in markets]),
             np.array([row.account for row in rows], ACCOUNT_DTYPE),
-            np.array([row.seed for row in rows], np.uint64))
+            np.array([row.seed for row in rows], np.uint64),
+            np.array([market.ts_close_ns or 0 for market in markets], np.int64))
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,18 @@ class BatchDecisions:
     def rows(self, pick: AnyArray) -> BatchDecisions:
         """Some rows of these."""
         return BatchDecisions(**{name: value[pick] for name, value in vars(self).items()})
+
+    @staticmethod
+    def of_nothing(rows: int) -> BatchDecisions:
+        """Decisions that nobody was asked about: all numbers are 0."""
+        return BatchDecisions(np.full(rows, REASON_CODE[Reason.NO_OPPORTUNITY], np.int8), np.zeros(rows, np.int8),
+                              np.zeros(rows), np.zeros((rows, 3)), np.zeros(rows, np.int8),
+                              np.zeros((rows, 3, 3)), np.zeros((rows, 4)))
+
+    def put(self, pick: AnyArray, decided: BatchDecisions) -> None:
+        """Write `decided` into the rows `pick` of these."""
+        for name, value in vars(decided).items():
+            getattr(self, name)[pick] = value
 
     def decision(self, row: int) -> Decision:
         """Row `row` as a decision of its own."""
@@ -155,7 +173,7 @@ def _reasons(decider: Decider, direction: AnyArray, actions: AnyArray, numbers: 
         reason = decider.gate._reason(way, action, confidence, Uncertainty(*measures), limit)
         if asked:
             reason = after_limits(reason, way, position, contracts, code != 0, may)
-        codes[row] = _CODES[reason]
+        codes[row] = REASON_CODE[reason]
     return codes
 
 

@@ -16,7 +16,7 @@ from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.types import AnyArray, BoolArray
 from serving.batch import LIMIT_NAMES, REASON_NAMES, BatchDecisions, BatchInputs
 from serving.bundle import Bundle
-from serving.schemas import CONTRACTS_MOST, MONEY_MOST, PRICE_MOST, SMALLEST, STRENGTH_MOST
+from serving.schemas import CONTRACTS_MOST, MONEY_MOST, PRICE_MOST, SMALLEST, STRENGTH_MOST, TIMES
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 VALUE_BOUND = 1e6
@@ -44,8 +44,9 @@ class ArrowFault(Exception):
     """The body is no batch of this bundle; the message says why."""
 
 
-def batch_schema(bundle: Bundle, windows: bool = False) -> pa.Schema:
-    """Columns of a request. With `windows` the regime matrix stands in for the regime vector.
+def batch_schema(bundle: Bundle, windows: bool = False, times: bool = False) -> pa.Schema:
+    """Columns of a request. With `windows` the regime matrix stands in for the regime vector; with `times` rows
+    say when their bars closed.
 
     stop, target, lvn_distance and lvn_strength may be null; nothing else may.
     """
@@ -60,16 +61,17 @@ def batch_schema(bundle: Bundle, windows: bool = False) -> pa.Schema:
         ("strategic", matrix(schema.strategic)), ("tactical", matrix(schema.tactical)), regime,
         ("synergy", pa.list_(pa.float32(), 3)), *((name, number) for name in _NUMBERS),
         *((name, number) for name in _LEVELS), ("lvn_strength", number), ("bars_in_trade", pa.int64()),
-        ("seed", pa.int64())], {"schema_hash": bundle.manifest.schema_hash})
+        ("seed", pa.int64()), *([("ts_close_ns", pa.int64())] if times else [])],
+        {"schema_hash": bundle.manifest.schema_hash})
 
 
 def table_of(inputs: BatchInputs, bundle: Bundle) -> pa.Table:
-    """A request's table; `inputs.regime` (N, R) or, as windows, (N, Wr, Fr)."""
+    """A request's table; `inputs.regime` (N, R) or, as windows, (N, Wr, Fr). Times are told if all are known."""
     rows, accounts = len(inputs), inputs.accounts
-    schema = batch_schema(bundle, inputs.regime.ndim == 3)
+    schema = batch_schema(bundle, inputs.regime.ndim == 3, bool((inputs.ts_close > 0).all()))
     numbers = {"close": inputs.close, "atr": inputs.atr, "hour_sin": inputs.clock[:, 0],
                "hour_cos": inputs.clock[:, 1], "lvn_distance": inputs.lvn[:, 0], "lvn_strength": inputs.lvn[:, 1],
-               "seed": inputs.seeds, **{name: accounts[name] for name in (
+               "seed": inputs.seeds, "ts_close_ns": inputs.ts_close, **{name: accounts[name] for name in (
                    "position", "entry", "equity", "day_start", "stop", "target", "bars_in_trade")}}
     lists = {"strategic": inputs.strategic, "tactical": inputs.tactical, "synergy": inputs.synergy,
              "regime": inputs.regime, "regime_window": inputs.regime}
@@ -149,13 +151,15 @@ def _is_compressed(message: bytes) -> bool:
     return field(header + at("<I", header), 3) != 0
 
 
-def inputs_of(batch: pa.RecordBatch, bundle: Bundle) -> tuple[BatchInputs, list[str | None]]:
+def inputs_of(batch: pa.RecordBatch, bundle: Bundle,
+              needs_time: bool = False) -> tuple[BatchInputs, list[str | None]]:
     """(every row as arrays, what is wrong with each row). `regime` of the inputs is (N, Wr, Fr) where windows were
-    given. ArrowFault if columns are missing, strange or of another type."""
+    given. ArrowFault if columns are missing (`needs_time`: ts_close_ns, too), strange or of another type."""
     windows = "regime_window" in batch.schema.names
     if windows and not bundle.has("rde"):
         raise ArrowFault("regime_window: the bundle holds no RDE: give regime instead")
-    expected = batch_schema(bundle, windows)
+    times = needs_time or "ts_close_ns" in batch.schema.names
+    expected = batch_schema(bundle, windows, times)
     _same_columns(batch.schema, expected)
     rows = batch.num_rows
     bad = np.zeros(rows, np.bool_)
@@ -178,6 +182,9 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle) -> tuple[BatchInputs, list[
         low, high = _RULES[name]
         fault((values[name] < low) | (values[name] > high), f"{name}: out of range")
     fault(values["seed"] < 0, "seed: must not be negative")
+    if times:
+        low, high = TIMES
+        fault((values["ts_close_ns"] < low) | (values["ts_close_ns"] > high), "ts_close_ns: out of range")
     fault((values["position"] != 0.0) & ~(values["entry"] > 0.0), "an open position needs its entry price")
     fault(np.isnan(values["lvn_distance"]) != np.isnan(values["lvn_strength"]),
           "lvn_distance and lvn_strength belong together")
@@ -223,13 +230,14 @@ def _as_inputs(values: dict[str, AnyArray], bundle: Bundle, windows: bool, bad: 
         regime = regime.reshape(rows, schema.regime.window, schema.regime.width)
     seeds = values["seed"].copy()
     seeds[bad] = 0
+    ts_close = values.get("ts_close_ns", np.zeros(rows, np.int64))
     return BatchInputs(
         values["strategic"].reshape(rows, schema.strategic.window, schema.strategic.width),
         values["tactical"].reshape(rows, schema.tactical.window, schema.tactical.width), regime,
         values["synergy"], values["close"], values["atr"],
         np.stack((values["hour_sin"], values["hour_cos"]), 1),
         np.stack((values["lvn_distance"], np.where(none, 0.0, values["lvn_strength"])), 1), accounts,
-        seeds.astype(np.uint64))
+        seeds.astype(np.uint64), ts_close)
 
 
 def answer_table(decided: BatchDecisions | None, kept: AnyArray, errors: list[str | None],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from algospace.execution.decision import Decision
-from algospace.types import AnyArray
+from algospace.types import AnyArray, BoolArray
 from serving import batch_arrow
 from serving.batch import BatchDecisions, BatchInputs
 from serving.calls import Call
+from serving.conditions import Rulings, Watch, asked_rows
 from serving.decider import DecisionInputs, MarketState
 from serving.limits import LimitsSettings
 from serving.models import Model
@@ -34,13 +35,15 @@ _PACE_S, _MOST_PACES = 0.001, 50
 @dataclass(frozen=True)
 class RowsRead:
     """A batch as the model takes it: `inputs` of the rows `kept` (None: no row is sound), by row what is wrong,
-    and the rows' own trace ids. `regimes`: of the rows kept, the regime vector or window as it was given."""
+    and the rows' own trace ids. Of the rows kept, `regimes`: the regime vector or window as it was given, and
+    `rulings`: what forbids them."""
 
     inputs: BatchInputs | None
     kept: AnyArray
     errors: list[Any]
     traces: list[str | None]
     regimes: Sequence[AnyArray] | AnyArray
+    rulings: Rulings | None = None
 
 
 class _Turns:
@@ -56,16 +59,19 @@ class _Turns:
             self._call.check("the batch was being read")
             self._since = time.perf_counter()
 
-    async def regimes(self, model: Model, given: Iterable[AnyArray]) -> AnyArray:
-        """(N, R) of regime vectors and windows: a window costs a run of the RDE."""
-        found = []
-        for one in given:
-            found.append(model.decider.regime_vector(one))
-            await self.next()
-        return np.stack(found)
+    async def regimes(self, model: Model, given: Sequence[AnyArray] | AnyArray,
+                      asked: BoolArray | None) -> AnyArray:
+        """(N, R) of regime vectors and windows: a window costs a run of the RDE; zeros for rows that the model is
+        not `asked` (N,) about."""
+        found = np.zeros((len(given), model.bundle.manifest.regime_size), np.float32)
+        for row, one in enumerate(given):
+            if asked is None or asked[row]:
+                found[row] = model.decider.regime_vector(one)
+                await self.next()
+        return found
 
 
-async def read_json(model: Model, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
+async def read_json(model: Model, watch: Watch, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
     """ValidationError or FieldError if the batch as a whole is wrong, Refused past the deadline; a row's faults
     are its own."""
     try:
@@ -85,6 +91,7 @@ async def read_json(model: Model, body: bytes, limits: LimitsSettings, call: Cal
         try:
             row = DecideRow.model_validate(value)
             trace = row.trace_id
+            watch.require_time(row.market.ts_close_ns)
             sound.append(row_inputs(model, row))
             kept.append(number)
         except ValidationError as error:
@@ -94,18 +101,20 @@ async def read_json(model: Model, body: bytes, limits: LimitsSettings, call: Cal
         errors.append(fault)
         traces.append(trace)
         await turns.next()
-    inputs, given = None, [row.regime for row in sound]
+    inputs, given, rulings = None, [row.regime for row in sound], None
     if sound:
-        inputs = BatchInputs.of(sound, await turns.regimes(model, given))
-    return RowsRead(inputs, np.array(kept, np.int64), errors, traces, given)
+        rulings = watch.rulings(np.array([row.market.ts_close_ns or 0 for row in sound], np.int64))
+        asked = None if rulings is None else asked_rows(rulings, np.array([row.account for row in sound]))
+        inputs = BatchInputs.of(sound, await turns.regimes(model, given, asked))
+    return RowsRead(inputs, np.array(kept, np.int64), errors, traces, given, rulings)
 
 
-async def read_arrow(model: Model, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
+async def read_arrow(model: Model, watch: Watch, body: bytes, limits: LimitsSettings, call: Call) -> RowsRead:
     """FieldError if the batch as a whole is wrong, Refused past the deadline."""
     try:
         table = batch_arrow.decode(body, limits.batch_rows)
         require_schema(model, (table.schema.metadata or {}).get(b"schema_hash", b"").decode("latin-1")[:80])
-        inputs, errors = batch_arrow.inputs_of(table, model.bundle)
+        inputs, errors = batch_arrow.inputs_of(table, model.bundle, watch.needs_time)
     except batch_arrow.ArrowFault as fault:
         raise FieldError("", "arrow", str(fault)) from None
     kept = np.array([row for row, error in enumerate(errors) if error is None], np.int64)
@@ -113,16 +122,12 @@ async def read_arrow(model: Model, body: bytes, limits: LimitsSettings, call: Ca
     if not kept.size:
         return RowsRead(None, kept, errors, traces, [])
     if kept.size < len(errors):
-        inputs = part_of(inputs, kept)
-    given = inputs.regime
+        inputs = inputs.rows(kept)
+    given, rulings = inputs.regime, watch.rulings(inputs.ts_close)
     if given.ndim == 3:
-        inputs = with_regime(inputs, await _Turns(call).regimes(model, given))
-    return RowsRead(inputs, kept, errors, traces, given)
-
-
-def part_of(inputs: BatchInputs, rows: AnyArray | slice) -> BatchInputs:
-    """Some rows of a batch."""
-    return BatchInputs(**{name: value[rows] for name, value in vars(inputs).items()})
+        asked = None if rulings is None else asked_rows(rulings, inputs.accounts)
+        inputs = with_regime(inputs, await _Turns(call).regimes(model, given, asked))
+    return RowsRead(inputs, kept, errors, traces, given, rulings)
 
 
 def with_regime(inputs: BatchInputs, regime: AnyArray) -> BatchInputs:
@@ -130,17 +135,18 @@ def with_regime(inputs: BatchInputs, regime: AnyArray) -> BatchInputs:
     return BatchInputs(**(vars(inputs) | {"regime": regime}))
 
 
-async def decide_passes(model: Model, inputs: BatchInputs, pass_rows: int, call: Call) -> BatchDecisions:
+async def decide_passes(model: Model, watch: Watch, inputs: BatchInputs, rulings: Rulings | None, pass_rows: int,
+                        call: Call) -> BatchDecisions:
     """Decide in passes of at most `pass_rows`; between them others get their turn, and the deadline
-    is looked at."""
-    parts = []
+    is looked at. `rulings`: what forbade rows when they were read."""
+    parts, whole = [], len(inputs) <= pass_rows
     for first in range(0, len(inputs), pass_rows):
         if first:
             await asyncio.sleep(0)
         call.check("the batch was given up")
-        whole = len(inputs) <= pass_rows
-        parts.append(model.decider.decide_batch(
-            inputs if whole else part_of(inputs, slice(first, first + pass_rows))))
+        here = slice(first, first + pass_rows)
+        parts.append(watch.decide_rows(model.decider, inputs if whole else inputs.rows(here),
+                                       None if rulings is None else rulings[here]))
     if len(parts) == 1:
         return parts[0]
     return BatchDecisions(**{name: np.concatenate([getattr(part, name) for part in parts])
@@ -160,7 +166,7 @@ def only_finite(read: RowsRead, decided: BatchDecisions, arrow: bool) -> tuple[R
         return RowsRead(None, read.kept[pick], errors, read.traces, []), None
     assert read.inputs is not None
     given = [read.regimes[at] for at in pick.tolist()]
-    return RowsRead(part_of(read.inputs, pick), read.kept[pick], errors, read.traces, given), decided.rows(pick)
+    return RowsRead(read.inputs.rows(pick), read.kept[pick], errors, read.traces, given), decided.rows(pick)
 
 
 Tell = Callable[[DecisionInputs, Decision, str], None]
@@ -178,7 +184,7 @@ async def tell_rows(read: RowsRead, decided: BatchDecisions, trace_id: str, tell
         sin, cos = inputs.clock[at].tolist()
         distance, strength = inputs.lvn[at].tolist()
         market = MarketState(float(inputs.close[at]), float(inputs.atr[at]), (sin, cos), inputs.synergy[at],
-                             (distance, strength))
+                             (distance, strength), int(inputs.ts_close[at]) or None)
         one = DecisionInputs(inputs.strategic[at], inputs.tactical[at], read.regimes[at], market,
                              inputs.accounts[at], int(inputs.seeds[at]))
         tell(one, decided.decision(at), read.traces[row] or f"{trace_id}-{row}")

@@ -52,7 +52,7 @@ def row_of(inputs: DecisionInputs) -> dict[str, Any]:
         "tactical": inputs.tactical.tolist(), regime: inputs.regime.tolist(),
         "synergy": market.synergy.tolist(), "seed": inputs.seed,
         "market": {"close": market.close, "atr": market.atr, "hour_sin": market.clock[0],
-                   "hour_cos": market.clock[1],
+                   "hour_cos": market.clock[1], "ts_close_ns": market.ts_close_ns,
                    "low_volume_node": None if math.isnan(distance) else {"distance": distance,
                                                                          "strength": strength}},
         "account": {"position": float(account["position"]), "entry": float(account["entry"]),

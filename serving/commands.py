@@ -16,12 +16,13 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to `app`."""
-    from serving import doctor, model_commands
+    from serving import doctor, kill_commands, model_commands
     from serving.security import commands as security
 
     app.command("serve")(serve)
     app.command("doctor")(doctor.doctor)
     model_commands.register(app)
+    kill_commands.register(app)
     security.register(app)
 
 

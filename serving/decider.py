@@ -40,7 +40,7 @@ class MarketState:
 
     atr: of base bars; clock: hour_sin, hour_cos of the bar's close; synergy: (type/4, direction, bars/10) of the
     bar; lvn: signed distance in points from the close to the nearest low volume node (NaN: none) and its
-    strength, 0..100.
+    strength, 0..100; ts_close_ns: when the bar closed (UTC), where that is told.
     """
 
     close: float
@@ -48,6 +48,7 @@ class MarketState:
     clock: tuple[float, float]
     synergy: Float32Array
     lvn: tuple[float, float] = (math.nan, 0.0)
+    ts_close_ns: int | None = None
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ def row_inputs(market: MarketTable, row: int, account: Any, seed: int) -> Decisi
     sin, cos = market.clock[row].tolist()
     distance, strength = low_volume_nodes(market)[row].tolist()
     state = MarketState(float(market.close[row]), float(market.atr[row]), (sin, cos),
-                        np.array(market.synergy[row], np.float32), (distance, strength))
+                        np.array(market.synergy[row], np.float32), (distance, strength), int(market.ts_close[row]))
     return DecisionInputs(window(market.strategic, slow, schema.strategic.window),
                           window(market.tactical, row, schema.tactical.window),
                           window(market.regime, slow, schema.regime.window), state, account, seed)

@@ -1,9 +1,9 @@
 """What several replicas of a service share, in one small named Ray actor: the stream's numbers and last events,
-the models' aliases, and answers that a repeated request gets again.
+the models' aliases, the kill switch, and answers that a repeated request gets again.
 
 Each replica copies the stream to its own clients and follows the aliases. Nothing waits for the actor to decide.
 If it dies, Ray starts it anew: a new stream begins, clients get a snapshot, and the replicas bring back the
-aliases.
+aliases and the kill switch.
 With one replica, or without Ray, none of this is needed.
 """
 
@@ -22,6 +22,7 @@ import structlog
 from algospace.errors import InternalError
 from serving.aliases import Aliases
 from serving.idempotency import Begun, Key, StoredAnswer, make_table
+from serving.kill_switch import SwitchState
 from serving.limits import LimitsSettings
 from serving.metrics import Readings, tell_figures
 from serving.service import Service
@@ -36,7 +37,7 @@ _SEEN_S = 3 * _POLL_S
 _SILENCE_S = 5 * _POLL_S
 _RETRY_S = 0.2
 _MOST_TRIES = 3
-_VITAL = frozenset({"send", "receive"})
+_VITAL = frozenset({"send", "receive", "switch"})
 _LONGEST_RETRY_S = 30.0
 """What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
 _MOST_WAITING = 20_000
@@ -57,7 +58,8 @@ class HubBody:
         self._seen: dict[str, tuple[str, float]] = {}
         self._answers = make_table(LimitsSettings.model_validate(limits or {}))
         self._told: dict[str, tuple[float, Readings]] = {}
-        self._news = asyncio.Event()
+        self._switch = SwitchState()
+        self._news, self._switched = asyncio.Event(), asyncio.Event()
 
     async def attach(self, configured: str, aliases: Aliases) -> Attached:
         """A replica comes, or comes back: the stream so far and the aliases that count.
@@ -114,6 +116,19 @@ class HubBody:
         now = time.monotonic()
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen[1] < _SEEN_S}
         return {name: champion for name, (champion, _) in self._seen.items()}
+
+    async def switch(self, mine: SwitchState, wait_s: float) -> SwitchState:
+        """The kill switch as it counts now that `mine` is known; if nothing is news to the replica, after `wait_s`
+        at most."""
+        if mine.beats(self._switch):
+            self._switch, news = mine, self._switched
+            self._switched = asyncio.Event()
+            news.set()
+        if wait_s > 0.0 and not self._switch.beats(mine):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._switched.wait()
+        return self._switch
 
     async def begin_answer(self, key: Key, digest: bytes) -> Begun:
         """See serving.idempotency."""
@@ -193,9 +208,11 @@ class HubLink:
         await self._attach()
         if self._service.life.last_failure is not None:
             raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
-        self._service.life.link = self
+        await self._follow_switch(0.0)
+        self._service.life.link = self._service.kill.link = self
         self._tasks = [asyncio.create_task(self._keep("send", self._send)),
                        asyncio.create_task(self._keep("receive", self._receive)),
+                       asyncio.create_task(self._keep("switch", lambda: self._follow_switch(_POLL_S))),
                        asyncio.create_task(self._keep("figures", lambda: tell_figures(self._service, self)))]
 
     async def stop(self) -> None:
@@ -215,6 +232,11 @@ class HubLink:
     async def replicas(self) -> dict[str, str]:
         """See serving.lifecycle.Link."""
         return dict(await self._actor.replicas.remote())
+
+    async def agree_on_switch(self, mine: SwitchState) -> SwitchState:
+        """See serving.kill_switch.SwitchLink."""
+        agreed: SwitchState = await self._actor.switch.remote(mine, 0.0)
+        return agreed
 
     async def begin_answer(self, key: Key, digest: bytes) -> Begun:
         """See HubBody."""
@@ -308,6 +330,11 @@ class HubLink:
             await self._follow(aliases)
         elif self._behind is not None and time.monotonic() >= self._retry_at:
             await self._follow(self._behind)
+
+    async def _follow_switch(self, wait_s: float) -> None:
+        """Tell mine, hear what counts, obey it."""
+        kill = self._service.kill
+        kill.adopt(await _patiently(lambda: self._actor.switch.remote(kill.state, wait_s)))
 
     async def _follow(self, aliases: Aliases) -> None:
         """Follow, or remember to try again: later each time, and at once when the aliases change."""

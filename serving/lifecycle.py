@@ -20,6 +20,7 @@ from pydantic import Field
 from algospace.config import FrozenConfig
 from algospace.errors import AlgoSpaceError
 from algospace.execution.decision import Decision
+from algospace.execution.preconditions import FORBIDDING
 from serving.aliases import Alias, Aliases, Check, ModelRef
 from serving.bundle import Bundle, load_bundle
 from serving.calls import late
@@ -138,7 +139,7 @@ class Lifecycle:
         data = decision_data(model, inputs, decision, trace_id, latency_ms)
         hub.publish("decision", data)
         log_decision(self.logs, data)
-        if self._runner is not None:
+        if self._runner is not None and decision.reason not in FORBIDDING:  # the shadow knows no conditions
             self._runner.offer(inputs, decision, model.id, trace_id)
         self._latencies.append(latency_ms)
         now = time.monotonic()
@@ -366,12 +367,14 @@ async def _whole(work: Coroutine[Any, Any, None]) -> None:
 def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
                   latency_ms: float) -> dict[str, Any]:
     """A decision as the stream tells it."""
-    p, regime = decision.proposal, model.decider.regime_vector(inputs.regime)  # a window's vector is remembered
+    p, regime = decision.proposal, None
+    if inputs.regime.ndim == 1 or decision.reason not in FORBIDDING:  # the RDE is not asked for what was refused
+        regime = model.decider.regime_vector(inputs.regime).tolist()  # a window's vector is remembered
     return {"trace_id": trace_id, "ts_ns": time.time_ns(), "instrument": model.bundle.manifest.instrument,
             "price": inputs.market.close, "verdict": decision.verdict, "reason": decision.reason.value,
             "direction": decision.direction, "confidence": decision.confidence, "votes": decision.votes,
             "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
                          "target_distance": p.target_distance, "limit": p.limit},
-            "uncertainty": decision.uncertainty, "regime": regime.tolist(),
+            "uncertainty": decision.uncertainty, "regime": regime,
             "model": model.id, "latency_ms": latency_ms}
 

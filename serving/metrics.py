@@ -84,6 +84,7 @@ FIGURES = (
     Figure("algospace_stream_slow_clients_total", "counter", "Stream clients that were closed as too slow."),
     Figure("algospace_stream_events_total", "counter", "The number of the stream's last event."),
     Figure("algospace_last_decision_timestamp_seconds", "gauge", "When it decided last; at first, when it began."),
+    Figure("algospace_kill_switch", "gauge", "1 while the kill switch is thrown."),
     Figure("algospace_ready", "gauge", "1 while requests should be sent here."),
     Figure("algospace_replicas", "gauge", "Replicas that reported lately."),
     Figure("algospace_replicas_wanted", "gauge", "Replicas that there should be."),
@@ -139,6 +140,10 @@ class Metrics:
         self._reasons[reason].inc()
         self._decision.observe(seconds)
         self._last.set(self._clock())
+
+    def counted(self, reason: str) -> None:
+        """A request was refused for this reason before anything was decided."""
+        self._reasons[reason].inc()
 
     def decided_batch(self, reasons: Mapping[str, int], seconds: float) -> None:
         """A batch was decided; how many rows for which reason."""
@@ -200,6 +205,7 @@ class Metrics:
         self._upto("algospace_stream_slow_clients_total", service.hub.slow_clients)
         self._upto("algospace_shadow_failures_total", service.life.shadow_failures()[0])
         self._upto("algospace_stream_events_total", service.hub.log.seq)
+        made["algospace_kill_switch"].set(service.kill.thrown)
         made["algospace_ready"].set(service.not_ready() is None)
 
     def readings(self) -> Readings:

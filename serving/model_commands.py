@@ -34,7 +34,7 @@ def status(url: Url = _HERE, token_file: TokenFile = None, as_json: AsJson = Fal
 
     Example: algospace model status --url http://127.0.0.1:8000
     """
-    found = _ask(url, token_file, "GET", "/v1/model") | _ask(url, token_file, "GET", "/v1/shadow")
+    found = ask_service(url, token_file, "GET", "/v1/model") | ask_service(url, token_file, "GET", "/v1/shadow")
     figures = found["shadow"]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -83,7 +83,7 @@ def rollback(url: Url = _HERE, token_file: TokenFile = None, as_json: AsJson = F
 
 
 def _switch(url: str, token_file: Path | None, order: dict[str, Any], as_json: bool) -> None:
-    answer = _ask(url, token_file, "POST", "/v1/model", order)
+    answer = ask_service(url, token_file, "POST", "/v1/model", order)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
@@ -100,8 +100,9 @@ def _switch(url: str, token_file: Path | None, order: dict[str, Any], as_json: b
         raise typer.Exit(1)
 
 
-def _ask(url: str, token_file: Path | None, method: str, path: str, body: Any = None) -> dict[str, Any]:
-    """The service's answer; a refused switch (409) is one, everything else that is no success a ConfigError."""
+def ask_service(url: str, token_file: Path | None, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """The service's answer; a refusal for the state that it is in (409) is one, everything else that is no success
+    a ConfigError."""
     from serving.auth import TOKEN_VARIABLE, resolve_token
 
     token, made_up = resolve_token(token_file)

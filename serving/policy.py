@@ -114,7 +114,8 @@ class BundlePolicy:
         sin, cos = table.clock[row].tolist()
         distance, strength = self._lvn[row].tolist()
         return MarketState(float(table.close[row]), float(table.atr[row]), (sin, cos),
-                           np.array(table.synergy[row], np.float32), (distance, strength))
+                           np.array(table.synergy[row], np.float32), (distance, strength),
+                           int(table.ts_close[row]))
 
     def seed_of(self, row: int) -> int:
         """The seed of a row's dropout masks: the run's seed and the bar's time, 63 bits."""

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from algospace.errors import SchemaError
+from algospace.execution.decision import Reason
 from algospace.types import Float32Array
 from serving.decider import DecisionInputs, MarketState, account_record
 from serving.models import Model
@@ -17,12 +18,14 @@ _MOST_FAULTS = 20
 
 
 class FieldError(Exception):
-    """A request is well formed but does not fit the bundle; `fault` names the field as FastAPI does."""
+    """A request is well formed but does not fit the bundle; `fault` names the field as FastAPI does, `reason` why
+    there can be no decision, where the list of reasons has it."""
 
-    def __init__(self, field: str, kind: str, message: str, status: int = 422) -> None:
+    def __init__(self, field: str, kind: str, message: str, status: int = 422,
+                 reason: Reason | None = None) -> None:
         super().__init__(message)
-        self.fault = {"loc": ["body", field], "msg": message, "type": kind}
-        self.status = status
+        self.fault = {"loc": ["body", *field.split(".")], "msg": message, "type": kind}
+        self.status, self.reason = status, reason
 
 
 def decision_inputs(model: Model, request: DecideRequest) -> DecisionInputs:
@@ -36,7 +39,8 @@ def require_schema(model: Model, schema_hash: str) -> None:
     expected = model.bundle.manifest.schema_hash
     if schema_hash != expected:
         raise FieldError("schema_hash", "schema_mismatch", f"the model was trained on schema {expected}, the "
-                         f"request is of {schema_hash}; normalise with the bundle's schema", 409)
+                         f"request is of {schema_hash}; normalise with the bundle's schema", 409,
+                         Reason.SCHEMA_MISMATCH)
 
 
 def row_inputs(model: Model, request: DecideRow) -> DecisionInputs:
@@ -52,7 +56,7 @@ def row_inputs(model: Model, request: DecideRow) -> DecisionInputs:
     node = market.low_volume_node
     state = MarketState(market.close, market.atr, (market.hour_sin, market.hour_cos),
                         np.array(request.synergy, np.float32),
-                        (np.nan, 0.0) if node is None else (node.distance, node.strength))
+                        (np.nan, 0.0) if node is None else (node.distance, node.strength), market.ts_close_ns)
     inputs = DecisionInputs(_matrix("strategic", request.strategic), _matrix("tactical", request.tactical),
                             regime, state, account_of(request.account), request.seed)
     try:

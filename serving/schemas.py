@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algospace.execution.decision import Decision
+from algospace.execution.decision import Decision, Reason
 
 Row = list[Annotated[float, Field(ge=-1e6, le=1e6)]]
 """Normalised values; the bound keeps them finite in float32."""
@@ -16,8 +16,11 @@ PRICE_MOST, MONEY_MOST, CONTRACTS_MOST, STRENGTH_MOST = 1e12, 1e18, 1e9, 1e6
 with room to be multiplied with each other in float64 and with the settings' factors in float32."""
 SMALLEST = 1e-9
 """Smallest price and value of an account that is divided by."""
+TIMES = 1, 2**62 - 1
+"""First and last time, ns UTC."""
 Price = Annotated[float, Field(ge=-PRICE_MOST, le=PRICE_MOST)]
 VerdictName = Literal["EXECUTE", "CLOSE", "REJECT"]
+ReasonName = Annotated[str, Field(json_schema_extra={"enum": [reason.value for reason in Reason]})]
 Matrix = Annotated[list[Row], Field(min_length=1, max_length=4096)]
 
 
@@ -33,13 +36,15 @@ class LowVolumeNode(_Strict):
 
 
 class MarketIn(_Strict):
-    """The bar that has just closed. Prices in raw points; `hour_sin`, `hour_cos` of its close in exchange time."""
+    """The bar that has just closed. Prices in raw points; `hour_sin`, `hour_cos` of its close in exchange time,
+    `ts_close_ns` the same in ns UTC; it may have to be told (preconditions.max_age_s)."""
 
     close: float = Field(ge=SMALLEST, le=PRICE_MOST)
     atr: float = Field(ge=0, le=PRICE_MOST)
     hour_sin: float = Field(ge=-1, le=1)
     hour_cos: float = Field(ge=-1, le=1)
     low_volume_node: LowVolumeNode | None = None
+    ts_close_ns: int | None = Field(default=None, ge=TIMES[0], le=TIMES[1])
 
 
 class AccountIn(_Strict):
@@ -137,9 +142,12 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every answer that is not a success: one line, or a fault per field."""
+    """Every answer that is not a success: one line, or a fault per field; `reason` where it is one of a
+    decision's: features of another schema."""
 
     detail: str | list[Fault]
+    verdict: VerdictName | None = None
+    reason: ReasonName | None = None
 
 
 class ProposalOut(BaseModel):
@@ -155,7 +163,7 @@ class DecideResponse(BaseModel):
     """The verdict. `votes`: agent -> mean probabilities (short, pass, long); `model` is the bundle's id."""
 
     verdict: VerdictName
-    reason: str
+    reason: ReasonName
     direction: int
     confidence: float
     votes: dict[str, tuple[float, float, float]]
@@ -193,7 +201,7 @@ class RowAnswer(BaseModel):
     """A row of a batch: its decision, or its errors."""
 
     verdict: VerdictName | None = None
-    reason: str | None = None
+    reason: ReasonName | None = None
     direction: int | None = None
     confidence: float | None = None
     votes: dict[str, tuple[float, float, float]] | None = None

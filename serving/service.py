@@ -6,6 +6,7 @@ import json
 import math
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ from serving.batch_service import (
 )
 from serving.bundle import Bundle
 from serving.calls import Call
+from serving.conditions import PreconditionsSettings, Watch
 from serving.decider import DecisionInputs
 from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
+from serving.kill_switch import KillSwitch
 from serving.lifecycle import Lifecycle, LifecycleSettings
 from serving.limits import LimitsSettings
 from serving.logs import LogSettings
@@ -62,6 +65,7 @@ class AppSettings(FrozenConfig):
     explain: ExplainSettings = ExplainSettings()
     metrics: MetricsSettings = MetricsSettings()
     logs: LogSettings = LogSettings()
+    preconditions: PreconditionsSettings = PreconditionsSettings()
 
 
 class Service:
@@ -74,6 +78,8 @@ class Service:
         self.hub = StreamHub(settings.stream)
         self.life = Lifecycle(self, settings.lifecycle, settings.backends)
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
+        self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
+        self.watch = Watch(settings.preconditions, bundle.instrument.session, lambda: self.kill.thrown)
         self.draining = False
         self.metrics = Metrics(settings.metrics)
         self.metrics.watch(self)
@@ -93,20 +99,21 @@ class Service:
         try:
             request = DecideRequest.model_validate_json(body)
             inputs = decision_inputs(model, request)
+            self.watch.require_time(inputs.market.ts_close_ns)
         except ValidationError as error:
             return JSONResponse({"detail": faults(error)}, 422)
         except FieldError as error:
-            return JSONResponse({"detail": [error.fault]}, error.status)
+            return self._refused(error)
         answer = self.decided(model, inputs, request.trace_id or call.trace_id, started, call)
         return Response(answer.model_dump_json(), 200, {"x-trace-id": answer.trace_id}, JSON)
 
     def decided(self, model: Model, inputs: DecisionInputs, trace_id: str, started_ns: int,
                 call: Call) -> DecideResponse:
-        """The one way of every decision that is made alone: the model, the deadline, what is counted and told.
+        """The one way of every decision that is made alone: conditions, model, deadline, what is counted and told.
 
         `started_ns` (time.perf_counter_ns): when work on the request began. Refused past the deadline.
         """
-        decision = model.decider.decide(inputs)
+        decision = self.watch.decide(model.decider, inputs)
         latency_ms = (time.perf_counter_ns() - started_ns) / 1e6
         call.check("the decision was made")
         self._count(1)
@@ -114,6 +121,14 @@ class Service:
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
         self.life.decided(model, inputs, decision, trace_id, latency_ms)
         return DecideResponse.of(decision, model.id, trace_id, latency_ms)
+
+    def _refused(self, error: FieldError) -> JSONResponse:
+        """A request that does not fit the bundle; where that is one of the reasons, told and counted as one."""
+        if error.reason is None:
+            return JSONResponse({"detail": [error.fault]}, error.status)
+        self.metrics.counted(error.reason.value)
+        return JSONResponse({"detail": [error.fault], "verdict": "REJECT", "reason": error.reason.value},
+                            error.status)
 
     async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
         """Answer a batch in the form it came in: JSON or an Arrow stream."""
@@ -123,14 +138,14 @@ class Service:
         model, limits = self.champion, self.settings.service
         arrow = media_type == MEDIA_TYPE
         try:
-            read = await (read_arrow if arrow else read_json)(model, body, limits, call)
+            read = await (read_arrow if arrow else read_json)(model, self.watch, body, limits, call)
         except ValidationError as error:
             return JSONResponse({"detail": faults(error)}, 422)
         except FieldError as error:
-            return JSONResponse({"detail": [error.fault]}, error.status)
+            return self._refused(error)
         decided = None
         if read.inputs is not None:
-            every = await decide_passes(model, read.inputs, limits.batch_pass_rows, call)
+            every = await decide_passes(model, self.watch, read.inputs, read.rulings, limits.batch_pass_rows, call)
             read, decided = only_finite(read, every, arrow)
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
@@ -209,4 +224,4 @@ class Service:
                 "model": model.id, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "iterations": gate.config.iterations,
                 "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle,
-                "draining": self.draining}
+                "draining": self.draining, "kill_switch": self.kill.thrown}

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 
 from serving.shadow_record import ShadowRecord
 
-Topic = Literal["decision", "market", "trade", "risk", "performance", "model", "shadow", "latency"]
+Topic = Literal["decision", "market", "trade", "risk", "performance", "model", "shadow", "latency",
+                "kill"]
 TOPICS: frozenset[str] = frozenset(get_args(Topic))
 
 
@@ -58,7 +59,7 @@ class StreamState:
         topic, data = event.topic, event.data
         if topic == "decision":
             self.decisions.append(event)
-            self.regime = data.get("regime")
+            self.regime = data.get("regime") or self.regime
             self.shadow.price(data)
         elif topic == "shadow":
             self.shadow.take(data)

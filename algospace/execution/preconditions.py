@@ -14,6 +14,9 @@ from pydantic import Field
 from algospace.config import FrozenConfig
 from algospace.execution.decision import Reason
 
+FORBIDDING = frozenset({Reason.KILL_SWITCH, Reason.SCHEMA_MISMATCH, Reason.STALE_DATA, Reason.OUT_OF_SESSION})
+"""Reasons that conditions give, whatever the team's answer was."""
+
 
 class PreconditionsConfig(FrozenConfig):
     """Bounds of what is still fit to trade on."""

@@ -21,7 +21,8 @@ class Health(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{
         "status": "ok", "why": None, "backend": "onnx", "fallbacks": [], "model": _MODEL, "instrument": "ES",
         "schema_hash": "0a" * 32, "iterations": 30, "threshold": 0.61, "decisions": 1042,
-        "seconds_since_decision": 0.02, "draining": False}]}, extra="allow")
+        "seconds_since_decision": 0.02, "draining": False,
+        "kill_switch": False}]}, extra="allow")
 
     status: str
     why: str | None = None
@@ -35,6 +36,7 @@ class Health(BaseModel):
     decisions: int
     seconds_since_decision: float | None
     draining: bool
+    kill_switch: bool
 
 
 class Ready(BaseModel):

@@ -11,13 +11,16 @@ import pytest
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 
+from algospace.instruments import AROUND_THE_CLOCK, Session
 from algospace.marketdata.catalog import Catalog
 from algospace.marketdata.synthetic import generate, scenario_named
 from algospace.types import Bars
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.bundle import Bundle
+from serving.conditions import PreconditionsSettings, Watch
 from serving.feature_state import FeatureSettings, FeatureStates
+from serving.kill_switch import SwitchState
 from serving.service import AppSettings, Service
 from tests.feature_bundle import bars_bundle
 
@@ -227,3 +230,32 @@ def test_a_row_that_is_no_decision_point_says_why(tmp_path: Path, bars: Bars, bu
     assert "no decision point" in answer.json()["why"]
     assert answer.json()["through_ns"] == int(bars.ts_open[10]) + bars.width_ns
     assert app.state.service.decisions == 0
+
+
+def test_what_forbids_opening_forbids_it_here_and_the_state_goes_on(
+        client: TestClient, service: Service, body: dict[str, Any], bars: Bars,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    free = client.post(PATH, json=body).json()
+    closed_ns = free["row_ts_close_ns"]
+
+    def under(session: Any = None, now_ns: int = closed_ns, **settings: Any) -> dict[str, Any]:
+        monkeypatch.setattr(service, "watch", Watch(
+            PreconditionsSettings(**settings), session or service.champion.bundle.instrument.session,
+            lambda: service.kill.thrown, lambda: now_ns))
+        found: dict[str, Any] = client.post(PATH, json=body).json()
+        assert (found["state_id"], found["row_ts_close_ns"]) == (free["state_id"], closed_ns)
+        return found
+
+    minute = 60 * 10**9
+    assert under(max_age_s=60.0)["decision"]["reason"] == free["decision"]["reason"]
+    assert under(max_age_s=60.0, now_ns=closed_ns + 2 * minute)["decision"]["reason"] == "STALE_DATA"
+    assert under(trading_hours=True, session=AROUND_THE_CLOCK)["decision"]["reason"] == free["decision"]["reason"]
+    days = {"Mon": "Tue-Tue", "Tue": "Wed-Wed"}  # any week that has no such day
+    today = time.strftime("%a", time.gmtime(closed_ns / 1e9))
+    never = Session("UTC", "00:00", "24:00", days.get(today, "Mon-Mon"), 0, 1)
+    assert under(trading_hours=True, session=never)["decision"]["reason"] == "OUT_OF_SESSION"
+    monkeypatch.setattr(service.kill, "state", SwitchState(True, 1, "ann", "odd fills"))
+    monkeypatch.setattr(service.champion.decider, "decide", lambda inputs: 1 / 0)  # the model is not asked
+    killed = under()["decision"]
+    assert (killed["verdict"], killed["reason"], killed["direction"]) == ("REJECT", "KILL_SWITCH", 0)
+    assert service.hub.log.state.decisions[-1].data["reason"] == "KILL_SWITCH"

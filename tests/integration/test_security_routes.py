@@ -164,3 +164,35 @@ def test_a_disabled_user_is_out_at_once(app: Any, settings: SecuritySettings, fo
     time.sleep(0.002)
     revoke(folder / REVOKED, user="admin")
     assert client.post("/v1/decide", content=b"{}", headers=headers).status_code == 401
+
+
+def test_the_kill_switch_is_for_two_people_seen_by_all_and_audited(app: Any, settings: SecuritySettings,
+                                                                   folder: Path) -> None:
+    client, issuer = TestClient(app), TokenIssuer(settings)
+    as_ = {name: {"Authorization": f"Bearer {issuer.issue(name, role, 600)[0]}"}
+           for name, role in (("risk", "risk"), ("admin", "admin"), ("viewer", "viewer"), ("trader", "trader"))}
+    why = {"why": "odd fills"}
+    for name in ("viewer", "trader"):
+        assert client.post("/v1/kill", json=why, headers=as_[name]).status_code == 403
+    for wrong in ({}, {"why": ""}, {"why": "x" * 201}, {"why": "x", "more": 1}, {"why": 3}):
+        assert client.post("/v1/kill", json=wrong, headers=as_["risk"]).status_code == 422
+    assert client.get("/v1/health").json()["kill_switch"] is False
+    assert client.post("/v1/rearm", json=why, headers=as_["admin"]).status_code == 409
+    thrown = client.post("/v1/kill", json=why, headers=as_["risk"])
+    assert thrown.status_code == 200
+    assert {name: thrown.json()[name] for name in ("thrown", "user", "why", "latched", "shared")} == {
+        "thrown": True, "user": "risk", "why": "odd fills", "latched": None, "shared": True}
+    assert client.get("/v1/health").json()["kill_switch"] is True
+    assert "odd fills" not in client.get("/v1/health").text  # which is open to everybody
+    seen = client.get("/v1/kill", headers=as_["viewer"]).json()
+    assert (seen["user"], seen["revision"]) == ("risk", 1)
+    figures = client.get("/v1/metrics", headers=as_["viewer"]).text
+    assert 'algospace_kill_switch{replica="local"} 1.0' in figures
+    own = client.post("/v1/rearm", json=why, headers=as_["risk"])
+    assert (own.status_code, "somebody else" in own.json()["detail"]) == (409, True)
+    assert client.get("/v1/kill", headers=as_["viewer"]).json()["thrown"] is True
+    rearmed = client.post("/v1/rearm", json={"why": "right again"}, headers=as_["admin"])
+    assert (rearmed.status_code, rearmed.json()["thrown"], rearmed.json()["user"]) == (200, False, "admin")
+    changes = [(row["user"], row["path"], row["status"]) for row in read(folder / AUDIT)
+               if row["event"] == "changed" and row["path"] in ("/v1/kill", "/v1/rearm")]
+    assert changes[-3:] == [("risk", "/v1/kill", 200), ("risk", "/v1/rearm", 409), ("admin", "/v1/rearm", 200)]

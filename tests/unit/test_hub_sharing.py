@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
 
 from serving.access import Refused
 from serving.aliases import Aliases, ModelRef
@@ -21,42 +17,11 @@ from serving.hub_actor import _RETRY_S, HubBody, HubLink
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.service import AppSettings, Service
 from serving.stream import StreamSettings
+from tests.hub_remote import Remote, until
 from tests.serving_market import random_bundle
 
 SETTINGS = AppSettings(lifecycle=LifecycleSettings(require_checks=False),
                        stream=StreamSettings(ring=256, queue=128))
-
-
-class Remote:
-    """A HubBody as a Ray handle would be: `actor.method.remote(...)`, values copied; `dies` replaces the body."""
-
-    def __init__(self) -> None:
-        self.body, self.away = HubBody(SETTINGS.stream.model_dump(mode="json")), False
-        self.faults: dict[str, int] = {}
-        self.silent = False
-
-    def __getattr__(self, name: str) -> Any:
-        class Method:
-            @staticmethod
-            async def remote(*arguments: Any) -> Any:
-                if self.away:
-                    raise RayActorError
-                if self.silent:
-                    await asyncio.sleep(60)
-                if self.faults.get(name, 0) > 0:
-                    self.faults[name] -= 1
-                    raise RuntimeError("cannot be serialised")
-                body = self.body
-                result = copy.deepcopy(await getattr(body, name)(*copy.deepcopy(arguments)))
-                if self.away or body is not self.body:
-                    raise RayActorError
-                return result
-
-        return Method
-
-    def dies(self) -> None:
-        self.body._tell()
-        self.body = HubBody(SETTINGS.stream.model_dump(mode="json"))
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +30,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     return [random_bundle(folder / str(seed), seed=seed) for seed in range(2)]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def opened(bundle: Bundle, actor: Remote) -> HubLink:
     return HubLink(Service(bundle, SETTINGS), actor)
 
 
 def test_replicas_are_one_service(bundles: list[Bundle]) -> None:
     async def play() -> None:
-        actor = Remote()
+        actor = Remote(SETTINGS)
         links = [opened(bundles[0], actor) for _ in range(2)]
         one, two = (link._service for link in links)
         for link in links:
@@ -120,7 +79,7 @@ def test_replicas_are_one_service(bundles: list[Bundle]) -> None:
 
 def test_what_is_published_while_the_hub_is_away_comes_later(bundles: list[Bundle]) -> None:
     async def play() -> None:
-        actor = Remote()
+        actor = Remote(SETTINGS)
         link = opened(bundles[0], actor)
         await link.start()
         service = link._service
@@ -144,7 +103,7 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
     monkeypatch.setattr("serving.hub_actor._SILENCE_S", 0.3)
 
     async def play() -> None:
-        actor = Remote()
+        actor = Remote(SETTINGS)
         link = opened(bundles[0], actor)
         await link.start()
         service = link._service
@@ -189,7 +148,7 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
 
 def test_two_switches_at_once_are_one(bundles: list[Bundle]) -> None:
     async def play() -> None:
-        actor = Remote()
+        actor = Remote(SETTINGS)
         links = [opened(bundles[0], actor) for _ in range(2)]
         for link in links:
             await link.start()
@@ -212,7 +171,7 @@ def test_a_replica_that_cannot_follow_is_not_ready_until_it_has_followed(
     monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
 
     async def play() -> None:
-        actor = Remote()
+        actor = Remote(SETTINGS)
         link = opened(bundles[0], actor)
         service = link._service
         await link.start()

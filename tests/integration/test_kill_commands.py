@@ -1,0 +1,79 @@
+"""`algospace kill` and `algospace rearm` against a service's routes: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from serving import kill_commands
+from serving.conditions import PreconditionsSettings
+from serving.routes import kill as routes
+from serving.service import AppSettings, Service
+from tests.command_line import Runner, runner
+from tests.serving_market import random_bundle
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    file = tmp_path / "kill.json"
+    return Service(random_bundle(tmp_path / "bundle"),
+                   AppSettings(preconditions=PreconditionsSettings(kill_file=file)))
+
+
+@pytest.fixture
+def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    """Runs a command whose requests go to the service's routes instead of a socket."""
+    app = FastAPI()
+    routes.add_routes(app, service)
+    client = TestClient(app)
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
+        answer = client.request(request.method or "GET", request.full_url.removeprefix("http://service"),
+                                content=request.data, headers={"Content-Type": "application/json"})
+        if answer.status_code >= 400:
+            raise urllib.error.HTTPError(request.full_url, answer.status_code, "no", Message(),
+                                         io.BytesIO(answer.content))
+        return io.BytesIO(answer.content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+    run = runner(monkeypatch, capsys, kill_commands.register)
+    return lambda *words: run(*words, "--url", "http://service")
+
+
+def test_thrown_and_rearmed(call: Runner, service: Service) -> None:
+    code, out, _ = call("rearm", "why not")
+    assert (code, "nothing has changed: the kill switch is not thrown" in out) == (1, True)
+    code, out, _ = call("kill", "odd fills")
+    assert (code, service.kill.thrown, service.kill.state.why) == (0, True, "odd fills")
+    assert out.strip().endswith("odd fills")  # latched and shared: nothing more to say
+    code, out, _ = call("rearm", "right again", "--json")
+    assert (code, service.kill.thrown) == (0, False)
+    assert json.loads(out)["why"] == "right again"
+
+
+def test_what_is_not_so_is_said(call: Runner, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        async def agree_on_switch(self, mine: Any) -> Any:
+            raise ConnectionError
+
+    monkeypatch.setattr(service.kill, "link", Away())
+    monkeypatch.setattr(service.kill, "_file", None)
+    code, out, _ = call("kill", "odd fills")
+    assert (code, service.kill.thrown) == (0, True)
+    assert "could not be told yet" in out
+    assert "does not outlive the service: preconditions.kill_file is not set" in out
+    code, _, err = call("rearm", "right again")
+    assert (code, "do not answer" in err) == (2, True)
+    assert service.kill.thrown
+    code, _, err = call("kill", "")
+    assert code == 2
