@@ -70,7 +70,7 @@ def decide_described(bundle: Bundle, batch: bool) -> dict[str, Any]:
     return {
         "description": f"{said} Matrices need the shapes and the columns of the bundle's schema. Decisions are "
                        "pure: the same request gives the same decision, unless something forbids to open a "
-                       "position now: KILL_SWITCH, STALE_DATA (`market.ts_close_ns` is too old) or OUT_OF_SESSION.",
+                       "position now: KILL_SWITCH, STALE_DATA (`market.ts_close_ns` is old), OUT_OF_SESSION.",
         **_described(takes, gives)}
 
 
@@ -105,7 +105,8 @@ def example_row(bundle: Bundle) -> dict[str, Any]:
             "tactical": [[0.0] * schema.tactical.width] * schema.tactical.window,
             "regime": [0.0] * bundle.manifest.regime_size, "synergy": [0.25, 1.0, 0.2],
             "market": {"close": 5000.0, "atr": 5.0, "hour_sin": 0.0, "hour_cos": 1.0,
-                       "ts_close_ns": 1790000000000000000, "low_volume_node": {"distance": -4.5, "strength": 80.0}},
+                       "ts_close_ns": 1790000000000000000,
+                       "low_volume_node": {"distance": -4.5, "strength": 80.0}},
             "account": {"position": 1.0, "entry": 4990.0, "stop": 4980.0, "target": None, "equity": 100000.0,
                         "day_start": 99000.0, "bars_in_trade": 3},
             "seed": 1}
