@@ -27,6 +27,7 @@ NOTHING_PASSES = 1.01
 """A threshold above every confidence: the answer of a calibration that cannot keep its promise."""
 _TINY = 1e-12
 _NOT_ASKED = -1
+_NO_EXECUTION = np.zeros((0, 3))
 
 
 class GateConfig(FrozenConfig):
@@ -80,10 +81,7 @@ class Verdict(NamedTuple):
 
 def count_votes(logits: AnyArray) -> Votes:
     """Voter logits (K, 3, 3) -> the votes by mean probability and the direction that they agree on."""
-    probabilities, mean = _softmax_and_mean(logits)
-    chosen = mean.argmax(-1)
-    direction = agreed(int(chosen[0]), int(chosen[1]), int(chosen[2]))
-    return Votes(probabilities, mean, chosen, direction, (chosen == direction + 1) & (direction != 0))
+    return Votes(*_count(logits))
 
 
 def execution_probabilities(logits: AnyArray) -> FloatArray:
@@ -113,8 +111,8 @@ class Gate:
         Only EXECUTE needs confidence: to close or to stay out is always allowed. `threshold` replaces the
         calibrated one (the online correction hands its own in).
         """
-        given = np.zeros((0, 3)) if execution is None else execution
-        raw, numbers, action = _judge(votes.probabilities, votes.agreeing, votes.direction, given,
+        raw, numbers, action = _judge(votes.probabilities, votes.agreeing, votes.direction,
+                                      _NO_EXECUTION if execution is None else execution,
                                       self.temperature, self.config.kappa)
         confidence, *measures = numbers
         uncertainty = Uncertainty(*measures)
@@ -164,6 +162,15 @@ def _softmax_and_mean(logits: AnyArray) -> Any:
                 probabilities[k, a, c] /= total
                 mean[a, c] += probabilities[k, a, c]
     return probabilities, mean / samples
+
+
+@nb.njit(cache=True)
+def _count(logits: AnyArray) -> Any:
+    """The fields of Votes."""
+    probabilities, mean = _softmax_and_mean(logits)
+    chosen = np.array([np.argmax(mean[0]), np.argmax(mean[1]), np.argmax(mean[2])])
+    direction = agreed(chosen[0], chosen[1], chosen[2])
+    return probabilities, mean, chosen, direction, (chosen == direction + 1) & (direction != 0)
 
 
 @nb.njit(cache=True)

@@ -78,6 +78,7 @@ class Decider:
         self._desk = Desk(bundle, 1)
         self._nothing = np.zeros((1, 2, 3), np.float32)
         self._regimes: OrderedDict[bytes, Float32Array] = OrderedDict()
+        self._shapes = _shapes(bundle)
 
     def decide(self, inputs: DecisionInputs, threshold: float | None = None) -> Decision:
         """Decide from complete inputs; SchemaError if a shape does not fit the bundle, InternalError if the model
@@ -149,13 +150,7 @@ class Decider:
 
     def check(self, inputs: DecisionInputs) -> None:
         """SchemaError if a shape does not fit the bundle."""
-        schema, size = self.schema, self.bundle.manifest.regime_size
-        expected: dict[str, list[tuple[int, ...]]] = {
-            "strategic": [(schema.strategic.window, schema.strategic.width)],
-            "tactical": [(schema.tactical.window, schema.tactical.width)], "regime": [(size,)]}
-        if self.bundle.has("rde"):
-            expected["regime"].append((schema.regime.window, schema.regime.width))
-        for name, shapes in expected.items():
+        for name, shapes in self._shapes.items():
             found = getattr(inputs, name).shape
             if found not in shapes:
                 raise SchemaError(f"{name} has shape {found}, the bundle needs {' or '.join(map(str, shapes))}")
@@ -163,13 +158,24 @@ class Decider:
             raise SchemaError(f"synergy has shape {inputs.market.synergy.shape}, the bundle needs (3,)")
 
 
+def _shapes(bundle: Bundle) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes that the matrices and the regime of a decision may have."""
+    schema = bundle.schema
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "strategic": [(schema.strategic.window, schema.strategic.width)],
+        "tactical": [(schema.tactical.window, schema.tactical.width)], "regime": [(bundle.manifest.regime_size,)]}
+    if bundle.has("rde"):
+        shapes["regime"].append((schema.regime.window, schema.regime.width))
+    return shapes
+
+
 def _decision(reason: Reason, verdict: Verdict, votes: Votes, proposal: RiskProposal) -> Decision:
+    mean = votes.mean.tolist()
     numbers = (verdict.confidence, *verdict.uncertainty, proposal.contracts, proposal.stop_distance,
-               proposal.target_distance, float(votes.mean.sum()))
+               proposal.target_distance, *(sum(voter) for voter in mean))
     if not all(map(math.isfinite, numbers)):
         raise InternalError("the model gives no finite decision on these inputs")
-    means = {name: (float(p[0]), float(p[1]), float(p[2]))
-             for name, p in zip(VOTER_NAMES, votes.mean, strict=True)}
+    means = {name: (short, wait, long) for name, (short, wait, long) in zip(VOTER_NAMES, mean, strict=True)}
     return Decision(reason, votes.direction, verdict.confidence, proposal, means,
                     verdict.uncertainty._asdict())
 

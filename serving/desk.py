@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray
 from envs.core_kernels import ACCOUNT_FEATURES, BAR_DTYPE, Market, observe_kernel, vote_kernel
 from envs.vector_core import build_rules, empty_batch, read_only
 from serving.bundle import Bundle
 from serving.kernels import limit_rows
+
+_RAW = np.dtype(f"V{ACCOUNT_DTYPE.itemsize}")
+"""A record as bytes: numpy copies records field by field, which takes as long as the kernel behind it."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,14 @@ class Desk:
         self._batch.rows[:] = np.arange(rows)
         self._multiplier = bundle.instrument.multiplier
         self._money = np.zeros((rows, 2))
+        self._raw = self._batch.accounts.view(_RAW)
 
     def observe(self, close: Any, atr: Any, clock: Any, accounts: AnyArray) -> Float32Array:
         """Prices (N,) in points, clock (N, 2), ACCOUNT_DTYPE records (N,) -> account features (N, 8)."""
         self._bars["close"], self._bars["atr"] = close, atr
         self._clock[:] = clock
         own = self._batch.accounts
-        own[:] = accounts
+        self._raw[:] = np.asarray(accounts, ACCOUNT_DTYPE).view(_RAW)
         self._money[:, 0], self._money[:, 1] = own["equity"], own["day_start"]
         if self._rules.unit:
             self._as_unit(own)

@@ -1,5 +1,5 @@
-"""Explanations on request (serving.explainer): one at a time, in a thread that yields to decisions. One takes the time
-of hundreds of those."""
+"""Explanations on request (serving.explainer): one at a time, in a thread that yields to decisions. One takes as
+long as hundreds of those."""
 
 from __future__ import annotations
 

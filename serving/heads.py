@@ -28,7 +28,7 @@ class Heads:
         self.samples = bundle.manifest.gate.iterations
         self._bank = (np.ones((BANK_ROWS, core.hidden), np.float32) if self.samples == 1 else
                       mask_bank(bundle.manifest.mask_key, BANK_ROWS, core.hidden, core.dropout))
-        self._lanes = kernels.mask_lanes(self._bank)
+        self._lanes, self._kept = kernels.mask_lanes(self._bank)
         with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
             weights = {key.removeprefix("core."): np.asarray(arrays[key], np.float32) for key in arrays.files
                        if key.startswith("core.")}
@@ -76,5 +76,6 @@ class Heads:
         state = np.empty((len(starts), agents, hidden), np.float32)
         kernels.trunk(own, context, self._own, self._context, self._agent[who], *self._out, state)
         logits = np.zeros((len(starts), self.samples, agents, 3), np.float32)
-        kernels.masked_heads(state, starts, who.start, self._lanes, self._head[who], self._bias[who], skip, logits)
+        kernels.masked_heads(state, starts, who.start, self._lanes, self._kept, self._head[who], self._bias[who],
+                             skip, logits)
         return logits

@@ -14,6 +14,7 @@ import numpy as np
 from agents.gate import _judge, _softmax_and_mean, agreed
 from agents.hyperbolic import tanh_approx
 from agents.mask_rows import BANK_ROWS
+from algospace.errors import InternalError
 from algospace.risk.limits import limit_contracts
 from algospace.seeding import combine
 from algospace.types import AnyArray, BoolArray, Float32Array, FloatArray, IntArray
@@ -71,12 +72,19 @@ def trunk(own: Float32Array, context: Float32Array, w_own: Float32Array, w_conte
                 out[n, a, j] = tanh_approx(out[n, a, j])
 
 
-def mask_lanes(bank: Float32Array) -> Float32Array:
-    """The bank (BANK_ROWS, H) laid out for `masked_heads`: (STRIDE, H, L), where [r, :, i] is row
-    (i * STRIDE + r) mod BANK_ROWS; the masks of one agent's samples lie side by side."""
+def mask_lanes(bank: Float32Array) -> tuple[AnyArray, np.float32]:
+    """The bank (BANK_ROWS, H) laid out for `masked_heads`: (STRIDE, H, L) of 0 and 1, where [r, :, i] is row
+    (i * STRIDE + r) mod BANK_ROWS, and what 1 stands for; the masks of one agent's samples lie side by side.
+
+    Bytes, because with many samples the time goes into fetching them. InternalError if the bank holds more than
+    zeros and one other value.
+    """
+    kept = bank.max()
+    if not np.isin(bank, (0.0, kept)).all():
+        raise InternalError("a bank of masks holds more than zeros and one other value")
     per_residue = BANK_ROWS // STRIDE
-    lanes = bank.reshape(per_residue, STRIDE, -1).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.concatenate((lanes, lanes[:, :, :_MOST_SAMPLES + _LANES]), 2))
+    lanes = (bank != 0.0).view(np.uint8).reshape(per_residue, STRIDE, -1).transpose(1, 2, 0)
+    return np.ascontiguousarray(np.concatenate((lanes, lanes[:, :, :_MOST_SAMPLES + _LANES]), 2)), kept
 
 
 @nb.njit(cache=True)
@@ -87,28 +95,37 @@ def mask_starts(seeds: AnyArray, starts: IntArray) -> None:
 
 
 @nb.njit(cache=True)
-def masked_heads(hidden: Float32Array, starts: IntArray, first_agent: int, lanes: Float32Array,
+def masked_heads(hidden: Float32Array, starts: IntArray, first_agent: int, lanes: AnyArray, kept: Any,
                  weight: Float32Array, bias: Float32Array, skip: BoolArray, logits: Float32Array) -> None:
-    """hidden (N, A, H) times the masks that begin at bank row `starts` (N,), weight (A, H, 3), bias (A, 3)
-    -> logits (N, K, A, 3); rows that `skip` (N,) names are left alone."""
+    """hidden (N, A, H) times the masks that begin at bank row `starts` (N,), `kept` where a lane is 1; weight
+    (A, H, 3), bias (A, 3) -> logits (N, K, A, 3); rows that `skip` (N,) names are left alone.
+
+    Two units at a time, added one after the other: a sum is fetched and stored once for both.
+    """
     rows, samples, agents, actions = logits.shape
+    units, nothing = hidden.shape[2], np.float32(0.0)
     padded = (samples + _LANES - 1) // _LANES * _LANES
     acc = np.empty((3, padded), np.float32)
+    first, second, third = acc[0], acc[1], acc[2]
     for n in range(rows):
         if skip[n]:
             continue
         for a in range(agents):
             row = starts[n] + 2 * (first_agent + a) + 1
             residue, at = row % STRIDE, (row % BANK_ROWS) // STRIDE
-            acc[:] = np.float32(0.0)
-            for j in range(hidden.shape[2]):
-                x = hidden[n, a, j]
-                x0, x1, x2 = x * weight[a, j, 0], x * weight[a, j, 1], x * weight[a, j, 2]
-                mask = lanes[residue, j, at:at + padded]
+            acc[:] = nothing
+            for j in range(0, units, 2):
+                i = min(j + 1, units - 1)  # a last odd unit goes with nothing
+                x, y = hidden[n, a, j], hidden[n, a, i] if i > j else nothing
+                v, w = weight[a, j], weight[a, i]
+                x0, x1, x2 = kept * (x * v[0]), kept * (x * v[1]), kept * (x * v[2])
+                y0, y1, y2 = kept * (y * w[0]), kept * (y * w[1]), kept * (y * w[2])
+                one, other = lanes[residue, j, at:at + padded], lanes[residue, i, at:at + padded]
                 for k in range(padded):
-                    acc[0, k] += mask[k] * x0
-                    acc[1, k] += mask[k] * x1
-                    acc[2, k] += mask[k] * x2
+                    p, q = np.float32(one[k]), np.float32(other[k])
+                    first[k] = (first[k] + p * x0) + q * y0
+                    second[k] = (second[k] + p * x1) + q * y1
+                    third[k] = (third[k] + p * x2) + q * y2
             for k in range(samples):
                 for c in range(actions):
                     logits[n, k, a, c] = acc[c, k] + bias[a, c]

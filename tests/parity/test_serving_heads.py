@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from agents.gate import GateConfig
+from agents.mask_rows import decision_rows
 from agents.settings import EmbedderKind
+from algospace.errors import InternalError
+from algospace.seeding import mask_bank
+from serving import kernels
 from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.heads import Heads
@@ -67,3 +71,28 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(tmp_path: Path) -> None:
         part = slice(row, row + 1)
         alone = heads.votes(given["embedded"][part], context(given)[part], starts[part])
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("units", [1, 2, 37, 64])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_masks_as_bytes_give_the_sums_of_the_bank(units: int, rate: float) -> None:
+    """In float32, unit after unit: to the last bit, whether the number of units is even or odd."""
+    rng, seeds, samples = np.random.default_rng(units), np.array([3, 2**40], np.uint64), 33
+    hidden, weight, bias = (rng.normal(0.0, 1.0, shape).astype(np.float32)
+                            for shape in ((2, 3, units), (3, units, 3), (3, 3)))
+    bank = mask_bank(7, kernels.BANK_ROWS, units, rate)
+    starts, found = np.empty(2, np.int64), np.zeros((2, samples, 3, 3), np.float32)
+    kernels.mask_starts(seeds, starts)
+    kernels.masked_heads(hidden, starts, 0, *kernels.mask_lanes(bank), weight, bias, np.zeros(2, np.bool_), found)
+    for n, seed in enumerate(seeds):
+        masks, sums = bank[decision_rows(int(seed), samples, 4)], np.zeros((samples, 3, 3), np.float32)
+        for j in range(units):
+            sums += masks[:, :3, j, None] * (hidden[n, :, j, None] * weight[:, j])
+        np.testing.assert_array_equal(found[n], sums + bias)
+
+
+def test_a_bank_of_other_numbers_is_refused() -> None:
+    bank = mask_bank(7, kernels.BANK_ROWS, 4, 0.5)
+    bank[9, 1] = 1.0
+    with pytest.raises(InternalError, match="one other value"):
+        kernels.mask_lanes(bank)
