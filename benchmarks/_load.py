@@ -1,9 +1,11 @@
-"""Requests at a fixed rate over kept-alive connections, each tried again until it is answered."""
+"""Requests over kept-alive connections: at a fixed rate, each tried again until it is answered; or as fast as the
+service answers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +28,12 @@ class Outcome:
     refused_ms: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    retried: int = 0
+    again: dict[int, str] = field(default_factory=dict)
+    """Numbers of the requests that were sent more than once, and why the first time."""
+    in_flight: set[int] = field(default_factory=set)
+    """Numbers of those that are sent and not answered, now."""
+    exposed: set[int] | None = None
+    """While it is a set, what is sent is added to it."""
     broken: int = 0
     models: Counter[str] = field(default_factory=Counter)
 
@@ -39,8 +46,9 @@ class Connection:
         self._host, self._port, self._token = address.hostname or "127.0.0.1", address.port or 80, token
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, path: str, body: bytes, headers: dict[str, str], timeout_s: float) -> tuple[int, bytes]:
-        """(status, body); OSError if the connection breaks or nothing comes in time."""
+    async def ask(self, path: str, body: bytes, headers: dict[str, str],
+                  timeout_s: float) -> tuple[int, bytes, dict[str, str]]:
+        """(status, body, headers); OSError if the connection breaks or nothing comes in time."""
         lines = [f"POST {path} HTTP/1.1", f"Host: {self._host}", f"Authorization: Bearer {self._token}",
                  "Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -55,7 +63,7 @@ class Connection:
                 answer = await _body(reader, found)
             if found.get("connection", "").lower() == "close":
                 self.close()
-            return int(head[0].split()[1]), answer
+            return int(head[0].split()[1]), answer, found
         except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
             self.close()
             raise ConnectionError(type(error).__name__) from None
@@ -92,9 +100,9 @@ class Load:
     patience_s: float = 20.0
     deadline_ms: float | None = None
 
-    async def run(self, judge: Judge) -> Outcome:
-        """Send everything and wait for the last answer."""
-        outcome, free = Outcome(), asyncio.LifoQueue[Connection]()
+    async def run(self, judge: Judge, outcome: Outcome | None = None) -> Outcome:
+        """Send everything and wait for the last answer. `outcome`: to be looked at meanwhile."""
+        outcome, free = outcome or Outcome(), asyncio.LifoQueue[Connection]()
         lines = [Connection(self.url, self.token) for _ in range(self.connections)]
         for line in lines:
             free.put_nowait(line)
@@ -113,46 +121,74 @@ class Load:
     async def _one(self, number: int, due: float, free: asyncio.LifoQueue[Connection], outcome: Outcome,
                    judge: Judge) -> None:
         outcome.sent += 1
-        headers = {"x-request-start": f"{(time.time() - (time.perf_counter() - due)) * 1e3:.3f}"}
+        trace_id = secrets.token_hex(16)
+        headers = {"x-request-start": f"{(time.time() - (time.perf_counter() - due)) * 1e3:.3f}",
+                   "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
         if self.patience_s:
             headers["Idempotency-Key"] = f"load-{due:.6f}-{number}"
         if self.deadline_ms is not None:
             headers["x-deadline-ms"] = f"{self.deadline_ms:g}"
-        line, tries, why = await free.get(), 0, ""
+        line, tries, why, refused = await free.get(), 0, "", False
         try:
             while tries == 0 or time.perf_counter() - due < self.patience_s:
                 tries += 1
                 if tries > 1:
-                    outcome.retried += tries == 2
+                    outcome.again.setdefault(number, why)
                     await asyncio.sleep(_PAUSE_S)
                     headers.pop("x-request-start", None)  # the deadline counts from this try
-                began = time.perf_counter()
+                outcome.in_flight.add(number)
+                if outcome.exposed is not None:
+                    outcome.exposed.add(number)
+                began, refused = time.perf_counter(), False
                 try:
-                    status, body = await line.ask("/v1/decide", self.bodies[number % len(self.bodies)], headers,
-                                                  10.0)
+                    status, body, said = await line.ask(
+                        "/v1/decide", self.bodies[number % len(self.bodies)], headers, 10.0)
                 except ConnectionError as error:
                     outcome.broken, why = outcome.broken + 1, str(error)
                     continue
                 outcome.statuses[status] += 1
                 if status == 503:
                     outcome.refused_ms.append((time.perf_counter() - began) * 1e3)
-                    why = "503"
+                    if not said.get("retry-after", "").isdigit():
+                        outcome.wrong.append(f"request {number}: 503 without Retry-After: {body[:120]!r}")
+                    refused, why = True, f"503 {body[:120]!r}"
                     continue
                 outcome.accepted_ms.append((time.perf_counter() - due) * 1e3)
-                self._judge(number, status, body, outcome, judge)
+                self._judge(number, status, body, trace_id, outcome, judge)
                 return
-            if why != "503" or self.patience_s:  # who does not try again has been told no
+            if not refused or self.patience_s:  # who does not try again has been told no
                 outcome.lost.append(f"request {number}: {why} after {tries} tries")
         finally:
+            outcome.in_flight.discard(number)
             free.put_nowait(line)
 
     @staticmethod
-    def _judge(number: int, status: int, body: bytes, outcome: Outcome, judge: Judge) -> None:
+    def _judge(number: int, status: int, body: bytes, trace_id: str, outcome: Outcome, judge: Judge) -> None:
         if status != 200:
             outcome.wrong.append(f"request {number}: {status} {body[:120]!r}")
             return
         answer = json.loads(body)
         outcome.models[answer["model"][:12]] += 1
         fault = judge(number, answer)
+        if answer["trace_id"] != trace_id:
+            fault = f"the answer of another request, {answer['trace_id']}"
         if fault:
             outcome.wrong.append(f"request {number}: {fault}")
+
+
+async def capacity(url: str, token: str, bodies: list[bytes], seconds: float, connections: int = 8) -> float:
+    """Requests per second that are answered where each connection sends its next one at once."""
+    answered, until = 0, time.perf_counter() + seconds
+
+    async def ask(line: Connection) -> None:
+        nonlocal answered
+        while time.perf_counter() < until:
+            status, body, _ = await line.ask("/v1/decide", bodies[answered % len(bodies)], {}, 10.0)
+            if status not in (200, 503):
+                raise RuntimeError(f"{status} while the capacity was measured: {body[:200]!r}")
+            answered += status == 200
+        line.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(Connection(url, token)) for _ in range(connections)))
+    return answered / (time.perf_counter() - began)

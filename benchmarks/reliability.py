@@ -1,9 +1,11 @@
 """The service when things go wrong, on 127.0.0.1: `python -m benchmarks.reliability kill|switch|overload|all`.
 
-kill: two replicas, one of them is killed every 30 s: every answer is what the policy in this process decides, none
-is lost; requests in flight are sent again by the client. switch: the champion changes every few seconds in use:
-no request fails or is sent again, each answer is its model's. overload: 5 times what one replica can do: 503 at
-once, and what is accepted comes within the deadline. Exit code 1 if a promise is broken.
+kill: two replicas, one of them is killed every 30 s (SIGKILL): every answer is what the policy in this process
+decides for that request, none is lost, and the client sends again only what was in flight at a kill. switch: the
+champion changes every few seconds in use: no request fails or is sent again, each answer is its model's. overload:
+5 times what one replica can do: 503 at once, with Retry-After, and what is accepted comes within the deadline.
+`--minutes 10` is the long form: 300 decisions per second for so long. Figures as markdown; exit code 1 if a
+promise is broken.
 """
 
 from __future__ import annotations
@@ -11,28 +13,47 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from agents.core import CoreNet
 from agents.gate import GateConfig
-from benchmarks._load import Judge, Load, Outcome
+from agents.settings import CoreConfig
+from benchmarks._load import Judge, Load, Outcome, capacity
+from benchmarks.serving import MARK, replica_processes
 from serving.bundle import Bundle
 from serving.client import request_of
-from serving.deployment import ServeSettings, start_service
+from serving.deployment import APPLICATION, ServeSettings, start_service
 from serving.policy import BundlePolicy
-from tests.serving_market import accounts, random_bundle, rows, serving_table
+from tests.serving_market import (
+    REGIME_SIZE,
+    accounts,
+    full_schema,
+    network_shapes,
+    random_bundle,
+    random_networks,
+    rows,
+    serving_table,
+)
 
 TOKEN = "a-token-of-enough-length"
 _CONFIDENCE_TOLERANCE = 1e-5
 _SHOWN = 5
+_SETTLED_S = 2.0
+_FACTOR = 5.0
+_LONG_RATE = 300.0
 
 
 @dataclass(frozen=True)
@@ -80,12 +101,13 @@ async def every(seconds: float, action: Callable[[], Any], done: list[Any]) -> N
         done.append(await asyncio.to_thread(action))
 
 
-async def under_load(load: Load, judge: Judge, seconds: float, action: Callable[[], Any]) -> tuple[Outcome, list]:
+async def under_load(load: Load, judge: Judge, seconds: float, action: Callable[[], Any],
+                     outcome: Outcome | None = None) -> tuple[Outcome, list]:
     """Run `load` while `action` is done every so many seconds."""
     done: list[Any] = []
     task = asyncio.create_task(every(seconds, action, done))
     try:
-        outcome = await load.run(judge)
+        outcome = await load.run(judge, outcome)
         if task.done():
             task.result()
         return outcome, done
@@ -94,29 +116,64 @@ async def under_load(load: Load, judge: Judge, seconds: float, action: Callable[
         await asyncio.gather(task, return_exceptions=True)
 
 
-def kill_a_replica() -> str:
-    """End the process of one replica, if there is another; its name, or nothing."""
-    import ray
-    from ray.util import list_named_actors
+@dataclass
+class Killer:
+    """Kills one of two replicas, and notes what was in flight from just before until its sockets were closed."""
 
-    names = sorted(actor["name"] for actor in list_named_actors(all_namespaces=True)
-                   if actor["name"].startswith("SERVE_REPLICA::") and "decider" in actor["name"])
-    if len(names) < 2:
-        return ""
-    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
-    return str(names[0].rpartition("#")[2])
+    outcome: Outcome
+    mark: str
+    killed: list[int] = field(default_factory=list)
+    exposed: set[int] = field(default_factory=set)
+
+    def __call__(self) -> None:
+        """Kill, if both run and have run for some seconds: HAProxy knows them, so one can be done without."""
+        if self._running() < 2:
+            return
+        time.sleep(_SETTLED_S)
+        found = replica_processes(self.mark)
+        if self._running() < 2 or len(found) != 2:
+            return
+        pid, exposed = found[len(self.killed) % 2], set[int]()
+        self.outcome.exposed = exposed
+        exposed |= self.outcome.in_flight.copy()
+        os.kill(pid, signal.SIGKILL)
+        self.killed.append(pid)
+        while _holds_sockets(pid):
+            time.sleep(0.001)
+        self.outcome.exposed = None
+        self.exposed |= exposed
+
+    @staticmethod
+    def _running() -> int:
+        from ray import serve
+
+        deployments = serve.status().applications[APPLICATION].deployments
+        return int(deployments["decider"].replica_states.get("RUNNING", 0))
+
+
+def _holds_sockets(pid: int) -> bool:
+    """Whether a process that was killed has still to close its files."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def kill(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Replicas are killed; nothing is lost and nothing is wrong."""
+    """Replicas are killed; nothing is lost, nothing is wrong, and only what was in flight is sent again."""
     bundle = random_bundle(folder / "kill")
-    asked = questions([bundle])
+    asked, outcome = questions([bundle]), Outcome()
+    os.environ[MARK] = uuid.uuid4().hex
+    killer = Killer(outcome, os.environ[MARK])
     with start_service(bundle.directory, TOKEN, None, settings(replicas=2)) as service:
         load = Load(service.url, TOKEN, asked.bodies, options.rate, options.seconds)
-        outcome, killed = asyncio.run(under_load(load, asked.judge, options.every, kill_a_replica))
-    killed = [name for name in killed if name]
-    must = [] if killed else ["no replica was killed: give --seconds more than --every"]
-    return figures(outcome) | {"killed": len(killed)}, must + faults(outcome)
+        asyncio.run(under_load(load, asked.judge, options.every, killer, outcome))
+    must = [] if killer.killed else ["no replica was killed: give --seconds more than --every"]
+    spared = [f"{number}: {why}" for number, why in outcome.again.items() if number not in killer.exposed]
+    if spared:
+        must.append(f"{len(spared)} requests were sent again though not in flight at a kill: {spared[:_SHOWN]}")
+    found = figures(outcome) | {"killed": len(killer.killed), "in flight at kills": len(killer.exposed)}
+    return found, must + faults(outcome)
 
 
 def switch(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -136,32 +193,39 @@ def switch(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         load = Load(service.url, TOKEN, asked.bodies, options.rate, options.seconds)
         outcome, switched = asyncio.run(under_load(load, asked.judge, options.switch_every, change))
     must = faults(outcome)
-    if outcome.retried or outcome.broken:
-        must.append(f"{outcome.retried} requests were sent again")
+    if outcome.again or outcome.broken:
+        must.append(f"{len(outcome.again)} requests were sent again")
     if len(outcome.models) < 2:
         must.append("only one model has answered: give more --seconds")
     return figures(outcome) | {"switches": len(switched), "switch_s": round(max(switched, default=0.0), 3)}, must
 
 
+def heavy_bundle(folder: Path, hidden: int, iterations: int) -> Bundle:
+    """Decisions of some milliseconds: beside small ones, refusals would cost more than what they refuse."""
+    _, risk, regime = random_networks()
+    torch.manual_seed(0)
+    core = CoreNet(network_shapes(full_schema(), REGIME_SIZE), CoreConfig(pass_bias=0.0, hidden=hidden))
+    with torch.no_grad():
+        core.head.mul_(40.0)
+    gate = GateConfig(confidence_threshold=0.25, iterations=iterations)
+    return random_bundle(folder, gate=gate, networks=(core, risk, regime))
+
+
 def overload(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Five times the capacity of one replica; its decisions are made heavy (--iterations masks), so that the load
-    can be made on the same machine."""
-    bundle = random_bundle(folder / "overload",
-                           gate=GateConfig(confidence_threshold=0.25, iterations=options.iterations))
+    """Five times the capacity of one replica, measured just before; its decisions are made heavy (--hidden,
+    --iterations), so that the load can be made on the same machine."""
+    bundle = heavy_bundle(folder / "overload", options.hidden, options.iterations)
     asked = questions([bundle], 8)
     few = settings(max_ongoing_requests=8, max_queued_requests=8,
                    app={"service": {"deadline_ms": options.deadline_ms, "log_requests": "none"}})
     with start_service(bundle.directory, TOKEN, None, few) as service:
-        asyncio.run(Load(service.url, TOKEN, asked.bodies, 20.0, 1.0).run(asked.judge))  # warm
-        began = time.perf_counter()
-        probe = Load(service.url, TOKEN, asked.bodies, 1e6, 2e-4, connections=4)  # 200 requests, 4 at a time
-        asyncio.run(probe.run(asked.judge))
-        capacity = 200 / (time.perf_counter() - began)
-        load = Load(service.url, TOKEN, asked.bodies, 5.0 * capacity, options.seconds, connections=512,
+        asyncio.run(capacity(service.url, TOKEN, asked.bodies, 1.0))  # warm
+        most = asyncio.run(capacity(service.url, TOKEN, asked.bodies, 3.0))
+        load = Load(service.url, TOKEN, asked.bodies, _FACTOR * most, options.seconds, connections=512,
                     patience_s=0.0, deadline_ms=options.deadline_ms)
         outcome = asyncio.run(load.run(asked.judge))
         still = asyncio.run(Load(service.url, TOKEN, asked.bodies, 10.0, 1.0).run(asked.judge))
-    found = figures(outcome) | {"capacity_rps": round(capacity), "offered_rps": round(5 * capacity),
+    found = figures(outcome) | {"capacity_rps": round(most), "offered_rps": round(_FACTOR * most),
                                 "refused_p50_ms": percentile(outcome.refused_ms, 50),
                                 "refused_p99_ms": percentile(outcome.refused_ms, 99)}
     must = faults(outcome) + faults(still)
@@ -177,7 +241,7 @@ def overload(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any],
 def figures(outcome: Outcome) -> dict[str, Any]:
     """One row of the table."""
     return {"sent": outcome.sent, "ok": outcome.statuses[200], "503": outcome.statuses[503],
-            "wrong": len(outcome.wrong), "lost": len(outcome.lost), "retried": outcome.retried,
+            "wrong": len(outcome.wrong), "lost": len(outcome.lost), "sent again": len(outcome.again),
             "p50_ms": percentile(outcome.accepted_ms, 50), "p99_ms": percentile(outcome.accepted_ms, 99)}
 
 
@@ -191,6 +255,13 @@ def percentile(values: list[float], q: float) -> float:
     return round(float(np.percentile(values, q)), 2) if values else float("inf")
 
 
+def markdown(name: str, row: dict[str, Any], must: list[str]) -> str:
+    """The figures as a table of one row."""
+    shown = {"scenario": name, "promises": "broken" if must else "kept"} | row
+    lines = (shown, ["---"] * len(shown), shown.values())
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
 SCENARIOS = {"kill": kill, "switch": switch, "overload": overload}
 
 
@@ -198,22 +269,29 @@ def main(arguments: list[str] | None = None) -> int:
     """Play the scenarios and print their figures; 1 if a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", nargs="?", choices=[*SCENARIOS, "all"], default="all")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of load; the long form of kill takes 600")
-    parser.add_argument("--rate", type=float, default=100.0, help="decisions per second (kill, switch)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of load")
+    parser.add_argument("--minutes", type=float, help="instead of --seconds; the rate is 300 unless it is given")
+    parser.add_argument("--rate", type=float, help="decisions per second (kill, switch); 100 unless --minutes")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two kills")
     parser.add_argument("--switch-every", type=float, default=5.0, help="seconds between two switches")
     parser.add_argument("--replicas", type=int, default=1, help="of switch")
     parser.add_argument("--iterations", type=int, default=256, help="masks per decision (overload)")
+    parser.add_argument("--hidden", type=int, default=2048, help="hidden units of the core (overload)")
     parser.add_argument("--deadline-ms", type=float, default=250.0, help="of overload")
     options = parser.parse_args(arguments)
+    if options.minutes is not None:
+        options.seconds = 60.0 * options.minutes
+    if options.rate is None:
+        options.rate = 100.0 if options.minutes is None else _LONG_RATE
     broken = False
     for name in SCENARIOS if options.scenario == "all" else [options.scenario]:
         with tempfile.TemporaryDirectory() as folder:
             row, must = SCENARIOS[name](options, Path(folder))
-        print(f"{name:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        print(f"{markdown(name, row, must)}\n", flush=True)
         for line in must:
             print(f"  BROKEN: {line}", file=sys.stderr, flush=True)
         broken |= bool(must)
+    print(f"{options.seconds:g} s each, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return int(broken)
 
 

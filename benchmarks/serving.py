@@ -49,7 +49,7 @@ JSON = "application/json"
 BATCH = 256
 CONNECTIONS = 4
 SETTINGS = AppSettings(service=LimitsSettings(deadline_ms=10_000))
-_MARK = "ALGOSPACE_BENCHMARK_RUN"
+MARK = "ALGOSPACE_BENCHMARK_RUN"
 _START_TIMEOUT_S = 90.0
 
 
@@ -160,19 +160,24 @@ def load(url: str, bodies: Bodies, rate: float, seconds: float) -> dict[str, flo
             | batches(url, bodies, seconds / 4))
 
 
-def replica_memory_mb(mark: str) -> list[float]:
-    """Resident memory of this run's replicas."""
+def replica_processes(mark: str) -> list[int]:
+    """Ids of this run's replicas, the oldest first."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 line, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
                 if line.startswith(b"ray::ServeReplica") and mark.encode() in environment:
-                    pages = int((entry / "statm").read_text().split()[1])
-                    found.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+                    found.append(int(entry.name))
             except OSError:  # gone, or another user's
                 continue
-    return found
+    return sorted(found)
+
+
+def replica_memory_mb(mark: str) -> list[float]:
+    """Resident memory of this run's replicas."""
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in replica_processes(mark)]
+    return [count * os.sysconf("SC_PAGE_SIZE") / 1e6 for count in pages]
 
 
 def under_uvicorn(directory: Path, bodies: Bodies, rate: float, seconds: float) -> dict[str, float]:
@@ -213,7 +218,7 @@ def serve_with_uvicorn(directory: Path, port: int) -> None:
 
 def under_serve(directory: Path, bodies: Bodies, rate: float, seconds: float) -> dict[str, float]:
     """Ray Serve with one replica behind HAProxy; first the time to its first decision."""
-    mark = os.environ[_MARK] = uuid.uuid4().hex
+    mark = os.environ[MARK] = uuid.uuid4().hex
     started = time.perf_counter()
     with start_service(directory, TOKEN, settings=ServeSettings(app=SETTINGS)) as service:
         connection = Connection(service.url)

@@ -5,6 +5,7 @@ Ray and Serve read their switches when they are first imported, so this module i
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ from pydantic import Field, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
+from serving.accepting import accept_many
 from serving.app import create_app
 from serving.auth import token_digest
 from serving.hub_actor import HubLink, close_hub, open_hub
@@ -92,6 +94,9 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         **SERVE_FLAGS,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+        # A refused connection means a dead replica. With three of them (the default) the dead one, which has the
+        # fewest connections, is chosen again, after a second's pause: by then a request is past its deadline.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # Serve waits this long, requests or none, before a replica may end (30 s by default).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
@@ -229,10 +234,11 @@ def _shut_serve() -> None:
 def build_application(source: str, digest: bytes, settings: ServeSettings) -> Any:
     """The Serve application (for `serve.run`). `source`: as serving.lifecycle.find_bundle gives it."""
     from ray import serve
+    from ray.serve.config import BackpressureConfig
 
     deployment = serve.deployment(
         name="decider", **_size(settings), max_ongoing_requests=settings.max_ongoing_requests,
-        max_queued_requests=settings.max_queued_requests,
+        max_queued_requests=settings.max_queued_requests, backpressure_config=BackpressureConfig(retry_after_s=1),
         ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.5)
     values = settings.app.model_dump(mode="json")
@@ -258,6 +264,7 @@ class Replica:
         os.environ["OMP_NUM_THREADS"] = "1"  # for torch, should a backend or an explanation need it
         app_settings = AppSettings.model_validate(settings)
         configure_logs(app_settings.logs)
+        accept_many(asyncio.get_running_loop())  # Serve listens once this is done
         self._link: HubLink | None = None
         self._app = create_app(find_bundle(source, app_settings.lifecycle)[0], app_settings,
                                make_authenticator(app_settings.security, digest))

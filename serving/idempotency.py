@@ -20,7 +20,6 @@ from serving.limits import LimitsSettings
 
 _LOG = structlog.get_logger("serving")
 _PENDING_S = 30.0
-"""A replica that began and never ended is taken for dead after this."""
 _PURGE_S = 1.0
 _SHARE = 0.5
 """Of the time that is left, what may be spent on asking the other replicas."""
@@ -86,11 +85,13 @@ class _Kept:
 class IdempotencyTable:
     """The bounded table behind any `Idempotency`: at most `keys` entries and `most_bytes` of bodies in all, each
     for `ttl_s` seconds. When it is full, the user who keeps most loses the oldest: nobody pushes out another's
-    who keeps less. Plain calls, for one thread or one actor."""
+    who keeps less. Who began and has not ended after `pending_s` is taken for dead. Plain calls, for one thread or
+    one actor."""
 
-    def __init__(self, keys: int, most_bytes: int, ttl_s: float,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keys: int, most_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic,
+                 pending_s: float = _PENDING_S) -> None:
         self._keys, self._most_bytes, self._ttl_s, self._clock = keys, most_bytes, ttl_s, clock
+        self._pending_s = pending_s
         self._users: dict[str, _Kept] = {}
         self._count = self.size = 0
         self._purged_at = clock()
@@ -103,7 +104,7 @@ class IdempotencyTable:
         self.purge()
         entry = self._find(key)
         if entry is None:
-            self._put(key, _Entry(digest, self._clock() + _PENDING_S))
+            self._put(key, _Entry(digest, self._clock() + self._pending_s))
             return Begun("new")
         if entry.digest != digest:
             return Begun("conflict")
@@ -179,8 +180,10 @@ def _size(entry: _Entry) -> int:
 
 
 def make_table(limits: LimitsSettings) -> IdempotencyTable:
-    """The table of a process or of the actor."""
-    return IdempotencyTable(limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s)
+    """The table of a process or of the actor. A key is pending for as long as any request may take: nobody gives
+    an answer after that, and what a killed replica had begun is free again."""
+    return IdempotencyTable(limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s,
+                            pending_s=limits.deadline_ms / 1e3)
 
 
 class LocalIdempotency:

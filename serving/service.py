@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from algospace.config import FrozenConfig
+from serving.admission import Admission
 from serving.backends import BackendName
 from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE
@@ -80,6 +81,7 @@ class Service:
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
         self.watch = Watch(settings.preconditions, bundle.instrument.session, lambda: self.kill.thrown)
+        self.admission = Admission()
         self.draining = False
         self.metrics = Metrics(settings.metrics)
         self.metrics.watch(self)

@@ -72,9 +72,10 @@ def random_networks(seed: int = 0, embedder: EmbedderKind = "tcn",
 
 
 def random_bundle(directory: Path, *, seed: int = 0, embedder: EmbedderKind = "tcn", experts: bool = True,
-                  gate: GateConfig | None = None, env: CoreEnvConfig | None = None) -> Bundle:
+                  gate: GateConfig | None = None, env: CoreEnvConfig | None = None,
+                  networks: tuple[CoreNet, RiskNet, RegimeNet] | None = None) -> Bundle:
     """A bundle of random networks; its gate passes most proposals unless told otherwise."""
-    core, risk, regime = random_networks(seed, embedder)
+    core, risk, regime = networks or random_networks(seed, embedder)
     spec = BundleSpec(
         instrument="SYNTH", mask_key=7, gate=gate or GateConfig(confidence_threshold=0.25), calibration=None,
         env=env or CoreEnvConfig(), risk_env=RiskEnvConfig(), risk_unit=2500.0, config_hash="c" * 64,

@@ -23,7 +23,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/decide", summary="Decide once", openapi_extra=decide_described(bundle, batch=False))
     async def decide(request: Request) -> Response:
         async def work(body: bytes, _: str, call: Call) -> Response:
-            return service.decide(body, call)
+            async with service.admission.turn(call):
+                return service.decide(body, call)
 
         return await answer(service, request, (JSON,), service.settings.max_body_bytes, work)
 

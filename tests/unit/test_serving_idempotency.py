@@ -13,7 +13,15 @@ from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.calls import Call
 from serving.hub_actor import HubBody, HubLink
-from serving.idempotency import AnswersLink, Begun, IdempotencyTable, Key, SharedIdempotency, StoredAnswer
+from serving.idempotency import (
+    AnswersLink,
+    Begun,
+    IdempotencyTable,
+    Key,
+    SharedIdempotency,
+    StoredAnswer,
+    make_table,
+)
 from serving.limits import LimitsSettings
 from serving.service import AppSettings
 from tests.serving_market import random_bundle
@@ -75,6 +83,20 @@ def test_one_who_never_ends_blocks_a_key_for_half_a_minute() -> None:
     assert known.begin(mine("k"), b"a").state == "pending"
     clock.now = 30.0
     assert known.begin(mine("k"), b"a").state == "new"
+
+
+def test_what_a_killed_replica_began_is_free_once_its_deadline_is_over() -> None:
+    """The client's next try is worked on: it waited half a minute before, and got 503 all the while."""
+    clock = Clock()
+    known = make_table(LimitsSettings(deadline_ms=2500.0))
+    known._clock = clock
+    known.begin(mine("k"), b"a")
+    clock.now = 2.4
+    assert known.begin(mine("k"), b"a").state == "pending"
+    clock.now = 2.5
+    assert known.begin(mine("k"), b"a").state == "new"
+    assert known.finish(mine("k"), b"a", answer("second")) == answer("second")
+    assert known.finish(mine("k"), b"a", answer("the first, after all")) == answer("second")
 
 
 def test_the_oldest_leave_when_it_is_full() -> None:
