@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 
@@ -48,12 +47,15 @@ def test_newcomers_are_heard_between_two_turns() -> None:
 
 
 def test_where_newcomers_take_long_work_keeps_half_of_the_time() -> None:
-    async def play() -> float:
-        admission = Admission()
+    """Several turns in one iteration, if each iteration is as long as twenty of them."""
+    async def play() -> int:
+        admission, rounds = Admission(), 0
 
         async def crowd() -> None:
+            nonlocal rounds
             while True:
                 time.sleep(20 * _WORK_S)
+                rounds += 1
                 await asyncio.sleep(0)
 
         async def one() -> None:
@@ -61,15 +63,11 @@ def test_where_newcomers_take_long_work_keeps_half_of_the_time() -> None:
                 work()
 
         noise = asyncio.create_task(crowd())
-        began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(40)))
-        seconds = time.perf_counter() - began
         noise.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await noise
-        return seconds
+        return rounds
 
-    assert asyncio.run(play()) < 0.3 * 40 * 21 * _WORK_S  # one at a time between the crowd's iterations
+    assert asyncio.run(play()) <= 20
 
 
 def test_an_idle_service_waits_for_nothing() -> None:
