@@ -7,13 +7,13 @@ each ended with a net gain.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from agents.gate import NOTHING_PASSES, GateConfig, confidences
+from agents.gate import NOTHING_PASSES, Gate, GateConfig, confidences
 from algospace.analysis.gate_report import BINS, calibration_error
 from algospace.config import FrozenConfig
 from algospace.types import BoolArray, FloatArray
@@ -129,6 +129,31 @@ def candidates(confidence: FloatArray, gained: BoolArray, config: GateConfig) ->
         trades, gains = int(passed.sum()), int(gained[passed].sum())
         found.append(Candidate(threshold, trades, gains, precision_bound(gains, trades, config)))
     return found
+
+
+def prove_promise(fitted: Calibration, raw: FloatArray, gained: BoolArray, config: GateConfig,
+                  behind: Callable[[Gate], BoolArray]) -> Calibration:
+    """The calibration whose promise holds for the trades that the gate lets the team make. It was `fitted` on
+    `raw` (N, K) and `gained` (N,); `behind`: a gate -> which trades gained in sessions of their own behind it.
+
+    A gate changes what follows: where it refuses, the team stays flat and comes to trades that the open gate never
+    saw. So each threshold is tried in sessions on the same rows, and the bound of its precision, at the level that
+    all thresholds share, must reach the promise there; else the next smaller coverage is tried.
+    """
+    if not fitted.promise_kept:
+        return fitted
+    for candidate in candidates(confidences(raw, fitted.temperature, config.kappa), gained, config):
+        if candidate.bound < config.promised_precision:
+            continue
+        kept = behind(Gate(config, fitted.temperature, candidate.threshold))
+        trades, gains = kept.size, int(kept.sum())
+        bound = precision_bound(gains, trades, config)
+        if trades >= config.min_trades and bound >= config.promised_precision:
+            return fitted.model_copy(update={
+                "threshold": candidate.threshold, "coverage": candidate.trades / gained.size, "trades": trades,
+                "precision": gains / trades, "precision_bound": bound})
+    return fitted.model_copy(update={"threshold": NOTHING_PASSES, "promise_kept": False, "coverage": 0.0,
+                                     "trades": 0, "precision": None, "precision_bound": None})
 
 
 def _quantiles(confidence: FloatArray) -> tuple[float, ...]:

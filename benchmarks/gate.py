@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import beta, fisher_exact
 
-from agents.calibration import AdaptiveConformal, Calibration, calibrate, candidates, precision_bound
+from agents.calibration import AdaptiveConformal, Calibration, calibrate, precision_bound, prove_promise
 from agents.gate import Gate, GateConfig, Verdict, confidences, count_votes, execution_probabilities
 from algospace.analysis.gate_report import gate_report
 from algospace.clock import ReplayClock
@@ -76,7 +76,11 @@ class Desks:
 
     def decide(self, rows: IntArray, accounts: AnyArray, gate: Gate,
                forced: IntArray | None = None) -> list[tuple[Decision, Verdict | None]]:
-        """Decisions at `rows` for as many accounts; `forced` (N,) puts a direction into all voters' mouths."""
+        """Decisions at `rows` for as many accounts; `forced` (N,) puts a direction into all voters' mouths.
+
+        A way of its own because of that, and because the scores behind the verdicts, which a batch does not keep,
+        are what a calibration is fitted on; a test compares it with the policy.
+        """
         table, heads = self.table, self.policy.decider.heads
         desk = self._desks.setdefault(rows.size, Desk(self.bundle, rows.size))
         observed = desk.observe(table.close[rows], table.atr[rows], table.clock[rows], accounts)
@@ -213,22 +217,16 @@ def joined(parts: list[Trades]) -> Trades:
 
 
 def prove(fitted: Calibration, trades: Trades, desks: list[Desks], config: GateConfig, chunks: int) -> Calibration:
-    """As training.bundling.keep_promise: the threshold whose promise holds in sessions behind the gate."""
-    confidence = confidences(trades.raw, fitted.temperature, config.kappa)
-    for candidate in candidates(confidence, trades.gained, config):
-        if candidate.bound < config.promised_precision:
-            continue
-        behind = joined([desk.trades(Gate(config, fitted.temperature, candidate.threshold), chunks)
-                         for desk in desks])
-        count, gains = behind.gained.size, int(behind.gained.sum())
-        bound = precision_bound(gains, count, config)
-        print(f"  threshold {candidate.threshold:.4f}: {gains / max(count, 1):.1%} of {count} trades behind the "
-              f"gate, at least {bound:.1%}", flush=True)
-        if count >= config.min_trades and bound >= config.promised_precision:
-            return fitted.model_copy(update={
-                "threshold": candidate.threshold, "trades": count, "precision": gains / count,
-                "precision_bound": bound, "coverage": candidate.trades / trades.gained.size})
-    return fitted.model_copy(update={"threshold": 1.01, "promise_kept": False})
+    """The threshold whose promise holds in sessions behind the gate, as training finds it."""
+
+    def behind(gate: Gate) -> BoolArray:
+        gained = joined([desk.trades(gate, chunks) for desk in desks]).gained
+        count, gains = gained.size, int(gained.sum())
+        print(f"  threshold {gate.threshold:.4f}: {gains / max(count, 1):.1%} of {count} trades behind the gate, "
+              f"at least {precision_bound(gains, count, config):.1%}", flush=True)
+        return gained
+
+    return prove_promise(fitted, trades.raw, trades.gained, config, behind)
 
 
 def main() -> None:
@@ -253,7 +251,7 @@ def easy(bundle: Bundle, args: argparse.Namespace, config: GateConfig, bars: int
     first = calibrate(trades.raw, trades.gained, config)
     print(f"  {trades.gained.size} trades with the gate open, {trades.gained.mean():.1%} gained; temperature "
           f"{first.temperature:.2f}, {first.statement}", flush=True)
-    fitted = prove(first, trades, desks, config, chunks) if first.promise_kept else first
+    fitted = prove(first, trades, desks, config, chunks)
     print(f"  {fitted.statement}", flush=True)
     gate = Gate(config, fitted.temperature, fitted.threshold)
     opened, behind = [], []

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.calibration import Calibration, calibrate, candidates, precision_bound
+from agents.calibration import Calibration, calibrate, prove_promise
 from agents.core import CoreNet
-from agents.gate import NOTHING_PASSES, Gate, GateConfig, Verdict, Votes, confidences
+from agents.gate import Gate, GateConfig, Verdict, Votes, confidences
 from agents.risk import RiskNet
 from algospace.analysis.gate_report import gate_report, write_gate_report
 from algospace.execution.decision import Decision, Reason
@@ -40,37 +40,18 @@ def build_bundle(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path) 
         part = gate_part(config, dataset.validation)
         raw, gained, net = validation_trades(config, open_gate, run_dir, part)
         fitted = calibrate(raw, gained, config.gate)
-        calibration = keep_promise(fitted, raw, gained, config, open_gate, run_dir, part)
-    bundle = _write(config, run_dir, dataset, out, calibration)
-    figures = gate_figures(calibration, raw, gained, net, config)
+        proved = keep_promise(fitted, raw, gained, config, open_gate, run_dir, part)
+    bundle = _write(config, run_dir, dataset, out, proved)
+    figures = gate_figures(proved, raw, gained, net, config)
     write_gate_report(figures, run_dir / GATE_FOLDER)
     return bundle, figures
 
 
 def keep_promise(fitted: Calibration, raw: FloatArray, gained: BoolArray, config: RunConfig, bundle: Bundle,
                  run_dir: Path, split: Split) -> Calibration:
-    """The calibration whose promise holds for the trades that the gate lets the team make.
-
-    A gate changes what follows: where it refuses, the team stays flat and comes to trades that the open gate never
-    saw. So the threshold is tried in a session of its own on the same rows, and the bound of its precision, at the
-    level that all thresholds share, must reach the promise there; else the next smaller coverage is tried.
-    """
-    if not fitted.promise_kept:
-        return fitted
-    confidence = confidences(raw, fitted.temperature, config.gate.kappa)
-    for candidate in candidates(confidence, gained, config.gate):
-        if candidate.bound < config.gate.promised_precision:
-            continue
-        gate = Gate(config.gate, fitted.temperature, candidate.threshold)
-        _, kept, _ = validation_trades(config, bundle, run_dir, split, gate)
-        trades, gains = kept.size, int(kept.sum())
-        bound = precision_bound(gains, trades, config.gate)
-        if trades >= config.gate.min_trades and bound >= config.gate.promised_precision:
-            return fitted.model_copy(update={
-                "threshold": candidate.threshold, "coverage": candidate.trades / gained.size, "trades": trades,
-                "precision": gains / trades, "precision_bound": bound})
-    return fitted.model_copy(update={"threshold": NOTHING_PASSES, "promise_kept": False, "coverage": 0.0,
-                                     "trades": 0, "precision": None, "precision_bound": None})
+    """agents.calibration.prove_promise, in sessions on rows of the validation split."""
+    return prove_promise(fitted, raw, gained, config.gate,
+                         lambda gate: validation_trades(config, bundle, run_dir, split, gate)[1])
 
 
 def _write(config: RunConfig, run_dir: Path, dataset: Dataset, out: Path,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.calibration import calibrate, candidates
+from agents.calibration import calibrate, candidates, precision_bound, prove_promise
 from agents.gate import NOTHING_PASSES, Gate, GateConfig, confidences
 from training import bundling
 
@@ -67,3 +67,15 @@ def test_a_gate_whose_promise_holds_nowhere_stays_shut(monkeypatch: pytest.Monke
     assert kept.threshold == NOTHING_PASSES
     assert "stays shut" in kept.statement
     assert kept.quantiles == fitted.quantiles
+
+
+def test_a_handful_of_trades_behind_the_gate_proves_nothing() -> None:
+    """Ten gains of ten would reach the bound; too few are no proof, whatever they gained."""
+    raw, gained = trades()
+    config = CONFIG.gate
+    fitted = calibrate(raw, gained, config)
+    for count, kept in ((config.min_trades - 1, False), (config.min_trades, True)):
+        assert precision_bound(count, count, config) > config.promised_precision
+        proved = prove_promise(fitted, raw, gained, config, lambda _, n=count: np.ones(n, np.bool_))  # type: ignore
+        assert proved.promise_kept is kept
+        assert (proved.threshold == NOTHING_PASSES, proved.trades) == (not kept, count if kept else 0)
