@@ -134,7 +134,7 @@ class Lifecycle:
 
     def decided(self, model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
                 latency_ms: float) -> None:
-        """Tell the stream and the shadow of a decision whose answer is made. Some 10 µs."""
+        """Tell the stream, the log and the shadow of a decision whose answer is made. Some 50 µs."""
         hub = self._host.hub
         data = decision_data(model, inputs, decision, trace_id, latency_ms)
         hub.publish("decision", data)
@@ -350,6 +350,16 @@ class Lifecycle:
             except Exception as error:  # noqa: BLE001  # the service has switched; the status tells, nobody else can
                 _LOG.warning("registry_not_noted", champion=self.aliases.champion.id, error=str(error))
                 self.noted = f"not noted: {error}"
+
+
+def behind_the_answer(tell: Callable[..., None], *what: Any) -> None:
+    """`tell(*what)` in the event loop's next turn, the present one writes the answer; at once where no loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        tell(*what)
+    else:
+        loop.call_soon(tell, *what)
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:

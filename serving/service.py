@@ -38,7 +38,7 @@ from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
 from serving.kill_switch import KillSwitch
-from serving.lifecycle import Lifecycle, LifecycleSettings
+from serving.lifecycle import Lifecycle, LifecycleSettings, behind_the_answer
 from serving.limits import LimitsSettings
 from serving.logs import LogSettings
 from serving.metrics import Metrics, MetricsSettings, reason_counts
@@ -121,7 +121,7 @@ class Service:
         self._count(1)
         self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
-        self.life.decided(model, inputs, decision, trace_id, latency_ms)
+        behind_the_answer(self.life.decided, model, inputs, decision, trace_id, latency_ms)
         return DecideResponse.of(decision, model.id, trace_id, latency_ms)
 
     def _refused(self, error: FieldError) -> JSONResponse:
