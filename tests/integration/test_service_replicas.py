@@ -192,3 +192,35 @@ def test_a_killed_hub_is_a_new_stream_with_the_same_champion(running: Running, b
     assert load.retried == 0
     assert set(load.models) == {champion}
     until_all_run(running, champion, 120)
+
+
+def test_the_kill_switch_reaches_both_replicas_and_outlives_the_hub(running: Running) -> None:
+    table = serving_table()
+    row = rows(table)[0]
+    inputs = BundlePolicy(running.bundles[0], table).inputs(row, accounts(table, row)[0])
+    flat = request_of(running.bundles[0], inputs)
+
+    def reasons(count: int = 40) -> set[str]:  # each on a connection of its own: both replicas are asked
+        return {ask(running.url, TOKEN, flat, 60.0)["reason"] for _ in range(count)}
+
+    assert "KILL_SWITCH" not in reasons()
+    assert call(running, "POST", "/v1/kill", {"why": "odd fills"})["shared"] is True
+    started = time.monotonic()
+    while reasons(20) != {"KILL_SWITCH"}:
+        assert time.monotonic() - started < 10
+    (hub,) = processes(running.mark, b"HubBody")
+    os.kill(hub, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while not processes(running.mark, b"HubBody") or hub in processes(running.mark, b"HubBody"):
+        assert time.monotonic() < deadline
+        assert reasons(5) == {"KILL_SWITCH"}
+    victim = processes(running.mark)[0]  # whoever takes its place asks the new hub
+    os.kill(victim, signal.SIGKILL)
+    while len(processes(running.mark)) < 2 or victim in processes(running.mark):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert reasons() == {"KILL_SWITCH"}
+    assert call(running, "POST", "/v1/rearm", {"why": "right again"})["thrown"] is False
+    started = time.monotonic()
+    while "KILL_SWITCH" in reasons(20):
+        assert time.monotonic() - started < 30
