@@ -8,45 +8,60 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def _parent_of(target: Path) -> Iterator[Path]:
+    """The folder of `target`, made if it is missing; what was made goes again if the block fails before anybody
+    puts something there."""
+    missing = [folder for folder in target.parents if not folder.exists()]  # the deepest first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield target.parent
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # somebody has put something there
+                folder.rmdir()
+        raise
 
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it to `target` if the block succeeds."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with _parent_of(target) as folder:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            part.chmod(0o644)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(target: Path | str) -> Iterator[Path]:
     """Yield a temporary folder; it replaces `target` if the block succeeds."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
-    try:
-        yield part
-        part.chmod(0o755)
-        if target.exists():
-            old = part.with_suffix(".old")
-            target.replace(old)
-            part.replace(target)
-            shutil.rmtree(old)
-        else:
-            part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _parent_of(target) as folder:
+        part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}.", suffix=".part"))
+        try:
+            yield part
+            part.chmod(0o755)
+            if target.exists():
+                old = part.with_suffix(".old")
+                target.replace(old)
+                part.replace(target)
+                shutil.rmtree(old)
+            else:
+                part.replace(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(target: Path | str, text: str) -> None:

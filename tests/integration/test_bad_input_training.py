@@ -58,6 +58,7 @@ def test_one_line_and_exit_code_two(arguments: list[str], says: str, tmp_path: P
                                     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("ALGOSPACE_DATA", raising=False)
     assert says in refused(arguments, tmp_path, monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_yaml_typo_names_file_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -76,3 +77,4 @@ def test_dates_outside_the_data_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     line = refused(["train", "--config", config, "market.file.validation_until=2031-01-01",
                     "market.file.test_until=2031-06-01"], tmp_path, monkeypatch, capsys)
     assert "split of ES" in line
+    assert list(tmp_path.iterdir()) == []
