@@ -39,7 +39,7 @@ async def answer(service: Service, request: Request, accepted: tuple[str, ...], 
         media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if media_type not in accepted:
             raise Refused(415, f"send {' or '.join(accepted)}, not {media_type[:100]}")
-        key = _key(request)
+        key = _key(request, service.kill.state.revision)
         body = await _body(request, most_bytes)
     except Refused as refusal:
         return refusal_answer(refusal)
@@ -68,15 +68,16 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _key(request: Request) -> Key | None:
-    """The idempotency key, as its user's own; Refused (400) if it is none."""
+def _key(request: Request, revision: int) -> Key | None:
+    """The idempotency key, as its user's own; Refused (400) if it is none. Answers are repeated while the kill
+    switch stays as it is (`revision`): an EXECUTE from before it was thrown is not given again behind it."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
     if not 1 <= len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
         raise Refused(400, f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters")
     principal: Any = request.scope.get("state", {}).get("principal")
-    return Key(principal.user if principal else "", f"{request.scope['path']}\n{key}")
+    return Key(principal.user if principal else "", f"{request.scope['path']}\n{revision}\n{key}")
 
 
 _NOT_STORED = {"idempotent-stored": "false"}

@@ -184,6 +184,26 @@ def test_what_is_refused_costs_no_pass_of_the_model(client: TestClient, bundle: 
     killed(service, False)
 
 
+def test_a_repeated_key_gets_no_answer_from_before_the_switch_was_thrown(
+        client: TestClient, bundle: Bundle, wanted: list[DecisionInputs]) -> None:
+    service = service_of(client)
+    killed(service, False)
+    Clock.now = OPEN_NS
+    flat = [at(one, OPEN_NS) for one in wanted if one.account["position"] == 0.0]
+    bodies = [request_of(bundle, one) for one in flat]
+
+    def asked(body: dict[str, Any]) -> tuple[str, str | None]:
+        answer = client.post("/v1/decide", json=body, headers={"Idempotency-Key": "mine"})
+        return answer.json()["reason"], answer.headers.get("idempotent-replayed")
+
+    body = next(body for body in bodies if client.post("/v1/decide", json=body).json()["reason"] == "EXECUTE")
+    assert [asked(body), asked(body)] == [("EXECUTE", None), ("EXECUTE", "true")]
+    service.kill.adopt(SwitchState(True, 1, "ann", "odd fills"))
+    assert [asked(body), asked(body)] == [("KILL_SWITCH", None), ("KILL_SWITCH", "true")]
+    service.kill.adopt(SwitchState(False, 2, "bob", "right again"))
+    assert asked(body) == ("EXECUTE", None)
+
+
 def test_features_of_another_schema_are_refused_for_that_reason(client: TestClient, bundle: Bundle,
                                                                 wanted: list[DecisionInputs]) -> None:
     def counted() -> float:
