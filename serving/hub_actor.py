@@ -23,6 +23,7 @@ from algospace.errors import InternalError
 from serving.aliases import Aliases
 from serving.idempotency import Begun, Key, StoredAnswer, make_table
 from serving.kill_switch import SwitchState
+from serving.lifecycle import NotSwitched
 from serving.limits import LimitsSettings
 from serving.metrics import Readings, tell_figures
 from serving.service import Service
@@ -35,6 +36,8 @@ _BATCH = 512
 _POLL_S = 2.0
 _SEEN_S = 3 * _POLL_S
 _SILENCE_S = 5 * _POLL_S
+_ANSWER_S = _POLL_S
+"""How long the actor may take for what it knows: a page, a scrape or a report waits for it."""
 _RETRY_S = 0.2
 _MOST_TRIES = 3
 _VITAL = frozenset({"send", "receive", "switch"})
@@ -45,6 +48,13 @@ _CONCURRENT = 1000
 
 Attached = tuple[str, int, StreamState, list[Event], Aliases]
 Update = tuple[str, list[Event], Aliases | None]
+
+
+class HubSilent(InternalError, TimeoutError):
+    """The actor gives no answer, and no error either."""
+
+    def __init__(self, asked: str, seconds: float) -> None:
+        super().__init__(f"the actor that the replicas share has not answered '{asked}' within {seconds:g} s")
 
 
 class HubBody:
@@ -227,38 +237,50 @@ class HubLink:
 
     async def move(self, aliases: Aliases) -> bool:
         """See serving.lifecycle.Link."""
-        return bool(await self._actor.move.remote(aliases))
+        try:
+            return bool(await self._ask("move", aliases, seconds=_SILENCE_S))
+        except HubSilent as error:  # it may have heard: then all replicas follow, this one too
+            raise NotSwitched(503, f"{error}; whether the models change is unknown: see GET /v1/model") from None
 
     async def replicas(self) -> dict[str, str]:
         """See serving.lifecycle.Link."""
-        return dict(await self._actor.replicas.remote())
+        return dict(await self._ask("replicas"))
 
     async def agree_on_switch(self, mine: SwitchState) -> SwitchState:
         """See serving.kill_switch.SwitchLink."""
-        agreed: SwitchState = await self._actor.switch.remote(mine, 0.0)
+        agreed: SwitchState = await self._ask("switch", mine, 0.0)
         return agreed
 
     async def begin_answer(self, key: Key, digest: bytes) -> Begun:
         """See HubBody."""
-        begun: Begun = await self._actor.begin_answer.remote(key, digest)
+        begun: Begun = await self._ask("begin_answer", key, digest)
         return begun
 
     async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         """See HubBody."""
-        kept: StoredAnswer | None = await self._actor.finish_answer.remote(key, digest, answer)
+        kept: StoredAnswer | None = await self._ask("finish_answer", key, digest, answer)
         return kept
 
     async def abandon_answer(self, key: Key, digest: bytes) -> None:
         """See HubBody."""
-        await self._actor.abandon_answer.remote(key, digest)
+        await self._ask("abandon_answer", key, digest, seconds=_SILENCE_S)
 
     async def report(self, readings: Readings, seconds: float) -> None:
         """See serving.metrics.Reports."""
-        await self._actor.report.remote(self.replica, readings, seconds)
+        await self._ask("report", self.replica, readings, seconds)
 
     async def reports(self) -> dict[str, Readings]:
         """See serving.metrics.Reports."""
-        return dict(await self._actor.reports.remote())
+        return dict(await self._ask("reports"))
+
+    async def _ask(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        """What the actor answers; HubSilent if it does not within `seconds`."""
+        patience = _ANSWER_S if seconds is None else seconds
+        try:
+            async with asyncio.timeout(patience):
+                return await getattr(self._actor, method).remote(*arguments)
+        except TimeoutError:
+            raise HubSilent(method, patience) from None
 
     def _forward(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
         """From any thread."""
@@ -272,7 +294,7 @@ class HubLink:
     async def _attach(self) -> None:
         service = self._service
         stream, seq, state, events, aliases = await _patiently(
-            lambda: self._actor.attach.remote(self._configured, service.life.aliases))
+            "attach", lambda: self._actor.attach.remote(self._configured, service.life.aliases))
         service.hub.begin_at(stream, seq, state, events)
         await self._follow(aliases)
         if state.model is None:
@@ -305,7 +327,7 @@ class HubLink:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             try:
-                await _patiently(lambda batch=batch: self._actor.publish.remote(batch))
+                await _patiently("publish", lambda batch=batch: self._actor.publish.remote(batch))
             except Exception:
                 self._refused += 1
                 if self._refused < _MOST_TRIES:
@@ -319,7 +341,7 @@ class HubLink:
         """One poll and what follows from it."""
         service = self._service
         log, known = service.hub.log, self._behind or service.life.aliases
-        stream, events, aliases = await _patiently(lambda: self._actor.poll.remote(
+        stream, events, aliases = await _patiently("poll", lambda: self._actor.poll.remote(
             self.replica, service.champion.id, log.stream, log.seq, known.revision))
         if stream != log.stream:
             await self._attach()
@@ -334,7 +356,7 @@ class HubLink:
     async def _follow_switch(self, wait_s: float) -> None:
         """Tell mine, hear what counts, obey it."""
         kill = self._service.kill
-        kill.adopt(await _patiently(lambda: self._actor.switch.remote(kill.state, wait_s)))
+        kill.adopt(await _patiently("switch", lambda: self._actor.switch.remote(kill.state, wait_s)))
 
     async def _follow(self, aliases: Aliases) -> None:
         """Follow, or remember to try again: later each time, and at once when the aliases change."""
@@ -346,8 +368,8 @@ class HubLink:
         self._retry_s = min(2.0 * self._retry_s, _LONGEST_RETRY_S)
 
 
-async def _patiently(call: Any) -> Any:
-    """The call's result; while the actor is away, it is repeated. TimeoutError if it does not answer."""
+async def _patiently(what: str, call: Any) -> Any:
+    """The call's result; while the actor is away, it is repeated. HubSilent if it does not answer."""
     from ray.exceptions import RayActorError
 
     while True:
@@ -357,4 +379,6 @@ async def _patiently(call: Any) -> Any:
         except RayActorError as error:
             _LOG.warning("hub_away", error=type(error).__name__)
             await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            raise HubSilent(what, _SILENCE_S) from None
 

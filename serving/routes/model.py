@@ -53,7 +53,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         found = life.status() | {"last_failure": life.last_failure, "shadow_failures": failures,
                                  "shadow_error": error}
         if life.link is not None:
-            found["replicas"] = await life.link.replicas()
+            try:
+                found["replicas"] = await life.link.replicas()
+            except Exception as error:  # noqa: BLE001  # this replica's models are better than none
+                found |= {"replicas": None, "replicas_error": f"{type(error).__name__}: {error}"}
         return found
 
     @app.post("/v1/model", summary="Promote, roll back, set or remove the shadow; nothing changes if it fails",

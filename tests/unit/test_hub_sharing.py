@@ -7,14 +7,18 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from serving.access import Refused
 from serving.aliases import Aliases, ModelRef
 from serving.bundle import Bundle
 from serving.calls import Call
-from serving.hub_actor import _RETRY_S, HubBody, HubLink
+from serving.hub_actor import _RETRY_S, HubBody, HubLink, HubSilent
+from serving.idempotency import Key
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
+from serving.routes import model
 from serving.service import AppSettings, Service
 from serving.stream import StreamSettings
 from tests.hub_remote import Remote, until
@@ -142,6 +146,47 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
         assert not any(task.done() for task in (*link._tasks, *other._tasks))
         await link.stop()
         await other.stop()
+
+    asyncio.run(play())
+
+
+def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch, a look, a scrape and a report end with one line; the replica decides on, and follows later."""
+    for name, seconds in {"_POLL_S": 0.05, "_SILENCE_S": 0.2, "_ANSWER_S": 0.1, "_LONGEST_RETRY_S": 0.2}.items():
+        monkeypatch.setattr(f"serving.hub_actor.{name}", seconds)
+
+    async def play() -> None:
+        actor = Remote(SETTINGS)
+        link = opened(bundles[0], actor)
+        await link.start()
+        service = link._service
+        actor.silent = True
+        async with asyncio.timeout(5):  # Remote sleeps a minute
+            with pytest.raises(NotSwitched, match="has not answered 'move' within 0") as no:
+                await service.life.switch(Order(source=str(bundles[1].directory)), "x")
+            assert no.value.status == 503
+            key = Key("ann", "k")
+            for name, call in {"replicas": link.replicas(), "reports": link.reports(),
+                               "report": link.report({}, 1.0), "begin_answer": link.begin_answer(key, b"a"),
+                               "abandon_answer": link.abandon_answer(key, b"a"),
+                               "switch": link.agree_on_switch(service.kill.state)}.items():
+                with pytest.raises(HubSilent, match=f"that the replicas share has not answered '{name}'"):
+                    await call
+            with pytest.raises(HubSilent, match="'attach'"):
+                await opened(bundles[0], actor).start()
+            app = FastAPI()
+            model.add_routes(app, service)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+                answer = await client.get("/v1/model")
+        assert (answer.status_code, answer.json()["replicas"]) == (200, None)
+        assert answer.json()["replicas_error"].startswith("HubSilent: the actor")
+        assert service.champion.id == bundles[0].id
+        actor.silent = False
+        await until(lambda: service.not_ready() is None)
+        await service.life.switch(Order(source=str(bundles[1].directory)), "x")
+        assert service.champion.id == bundles[1].id
+        await link.stop()
 
     asyncio.run(play())
 
