@@ -93,12 +93,7 @@ class Decider:
             return self.proposer.propose(inputs.strategic[None], inputs.tactical[None], regime[None],
                                          np.array([market.atr]), np.array([market.lvn]), direction)
 
-        threshold = self.threshold(inputs) if threshold is None else threshold
         return self.decide_embedded(embedded, regime, propose, market, inputs.account, inputs.seed, threshold)
-
-    def threshold(self, inputs: DecisionInputs) -> float:
-        """The confidence that an EXECUTE needs: the calibrated one, or as the trades since have corrected it."""
-        return self.gate.threshold if inputs.gate is None else inputs.gate.threshold
 
     def decide_batch(self, inputs: BatchInputs, threshold: float | None = None) -> BatchDecisions:
         """Decide many rows in one pass (serving.batch)."""
