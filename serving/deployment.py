@@ -11,14 +11,12 @@ import logging
 import os
 import random
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +29,7 @@ from algospace.errors import ConfigError, InternalError
 from serving.accepting import accept_many
 from serving.app import create_app
 from serving.auth import token_digest
+from serving.ending import end_process, haproxy_processes, shut_serve
 from serving.hub_actor import HubLink, close_hub, open_hub
 from serving.lifecycle import find_bundle
 from serving.logs import configure_logs
@@ -40,7 +39,6 @@ from serving.service import AppSettings
 APPLICATION = "algospace"
 _LOG = structlog.get_logger(__name__)
 _READY_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 20.0
 _LONGEST_SCRATCH = 26
 _REPLICA_PORTS = 64
 _REPLICA_PORT_RANGE = (10_240, 32_768)
@@ -157,18 +155,17 @@ class RunningService:
             return
         self._stopped = True
         import ray
-        from ray import serve
 
         proxies = list(haproxy_processes(self._scratch)) if self._scratch else []
         try:
             if ray.is_initialized():
-                serve.shutdown()
+                shut_serve()
                 close_hub()
         finally:  # a cluster that has died does not keep the rest from ending
             if self._owns_ray:
                 ray.shutdown()
             for pid in proxies:
-                _end(pid)
+                end_process(pid)
             self._restore_environment()
 
     def _restore_environment(self) -> None:
@@ -216,19 +213,13 @@ def start_service(source: Path | str, token: str, port: int | None = None,
             _deploy(pinned, token_digest(token), port, settings)
         except ray.exceptions.RayError as error:  # Serve gives its proxy 60 s; an overloaded machine needs more
             _LOG.warning("serve_start_retried", error=type(error).__name__)
-            _shut_serve()
+            shut_serve()
             _deploy(pinned, token_digest(token), port, settings)
         _wait_until_ready(service.url)
     except BaseException:
         service.stop()
         raise
     return service
-
-
-def _shut_serve() -> None:
-    from ray import serve
-
-    serve.shutdown()
 
 
 def build_application(source: str, digest: bytes, settings: ServeSettings) -> Any:
@@ -346,42 +337,4 @@ def _is_free(port: int) -> bool:
             probe.bind(("", port))
         except OSError:
             return False
-    return True
-
-
-def haproxy_processes(scratch: Path) -> Iterator[int]:
-    """Processes that were started with a file of `scratch` on their command line."""
-    needle = str(scratch).encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and needle in _command_line(int(entry.name)):
-            yield int(entry.name)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _end(pid: int) -> None:
-    """End one of our own HAProxy processes that outlived its manager: politely, then not."""
-    line = _command_line(pid)
-    if not line:
-        return
-    for sign, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, _STOP_TIMEOUT_S)):
-        try:
-            os.kill(pid, sign)
-        except ProcessLookupError:
-            return
-        if _until(lambda: _command_line(pid) != line, seconds):
-            return
-
-
-def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
     return True

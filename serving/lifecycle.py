@@ -353,7 +353,7 @@ class Lifecycle:
 
 
 def behind_the_answer(tell: Callable[..., None], *what: Any) -> None:
-    """`tell(*what)` in the event loop's next turn, the present one writes the answer; at once where no loop runs."""
+    """`tell(*what)` in the event loop's next turn: this one writes the answer. At once where no loop runs."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

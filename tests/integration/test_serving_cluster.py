@@ -106,8 +106,9 @@ def test_the_proxy_is_haproxy_and_nothing_is_left_after_an_interrupt(service: Se
     assert any("haproxy" in line for line in running)
     assert any("raylet" in line for line in running)
     service.process.send_signal(signal.SIGINT)
-    _, errors = service.process.communicate(timeout=60)
+    said, errors = service.process.communicate(timeout=60)
     assert service.process.returncode == 0, errors[-2000:]
+    assert (said, "graceful_shutdown" in errors) == ("", False)  # one line when it was ready, and none at the end
     deadline = time.monotonic() + 15
     while (left := descendants(service.mark)) and time.monotonic() < deadline:
         time.sleep(0.2)

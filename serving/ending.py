@@ -1,0 +1,78 @@
+"""How a service ends: Serve without a word, HAProxy for certain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_TIMEOUT_S = 20.0
+
+
+def shut_serve() -> None:
+    """End Serve, and what this process knows of it.
+
+    Serve's own `shutdown` waits for an answer of the controller, which ends without giving one: Ray tells the user
+    that a task has failed. Told not to answer, it ends in silence.
+    """
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve.context import _check_cached_client_alive
+
+    def gone() -> bool:
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            return True
+        return False
+
+    client, _ = _check_cached_client_alive()
+    if client is not None:
+        client.shutdown_cached_handles()
+        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):  # `shutdown` below sees to it
+            ray.get(client._controller.graceful_shutdown.remote(wait=False), timeout=_TIMEOUT_S)
+            until(gone, _TIMEOUT_S)
+    serve.shutdown()  # forgets the client; ends a controller that is still there
+
+
+def haproxy_processes(scratch: Path) -> Iterator[int]:
+    """Processes that were started with a file of `scratch` on their command line."""
+    needle = str(scratch).encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and needle in _command_line(int(entry.name)):
+            yield int(entry.name)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def end_process(pid: int) -> None:
+    """End one of our own HAProxy processes that outlived its manager: politely, then not."""
+    line = _command_line(pid)
+    if not line:
+        return
+    for sign, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, _TIMEOUT_S)):
+        try:
+            os.kill(pid, sign)
+        except ProcessLookupError:
+            return
+        if until(lambda: _command_line(pid) != line, seconds):
+            return
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for `condition`; whether it came within the seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
