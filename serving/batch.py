@@ -37,7 +37,8 @@ class BatchInputs:
 
     strategic (N, Ws, Fs), tactical (N, Wt, Ft), regime vectors (N, R), synergy (N, 3), close and atr (N,), clock
     (N, 2), lvn (N, 2), accounts (N,) ACCOUNT_DTYPE, seeds (N,) below 2^63, ts_close (N,) when the bars closed,
-    ns UTC, 0 where that is not told.
+    ns UTC, 0 where that is not told, gate (N, 2) level and threshold of the gate's online correction, NaN where it
+    is as it was calibrated.
     """
 
     strategic: Float32Array
@@ -51,6 +52,7 @@ class BatchInputs:
     accounts: AnyArray
     seeds: AnyArray
     ts_close: AnyArray
+    gate: FloatArray
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -70,7 +72,8 @@ class BatchInputs:
             np.array([market.lvn for market in markets]),
             np.array([row.account for row in rows], ACCOUNT_DTYPE),
             np.array([row.seed for row in rows], np.uint64),
-            np.array([market.ts_close_ns or 0 for market in markets], np.int64))
+            np.array([market.ts_close_ns or 0 for market in markets], np.int64),
+            np.array([(np.nan, np.nan) if row.gate is None else row.gate[1:] for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def decide_batch(decider: Decider, inputs: BatchInputs, threshold: float | None 
     numbers, actions = np.empty((rows, 5)), np.empty(rows, np.int64)
     kernels.judge_rows(probabilities, chosen, direction, answers, offers.asked, gate.temperature,
                        gate.config.kappa, numbers, actions)
-    reasons = _reasons(decider, direction, actions, numbers, offers, desk.held, threshold)
+    default = gate.threshold if threshold is None else threshold
+    own = np.full(rows, np.nan) if threshold is not None else inputs.gate[:, 1]
+    reasons = _reasons(decider, direction, actions, numbers, offers, desk.held,
+                       np.where(np.isnan(own), default, own))
     return BatchDecisions(reasons, direction, numbers[:, 0].copy(), offers.orders, offers.limits, means,
                           numbers[:, 1:])
 
@@ -162,14 +168,14 @@ def _proposals(decider: Decider, inputs: BatchInputs, direction: AnyArray) -> Fl
 
 
 def _reasons(decider: Decider, direction: AnyArray, actions: AnyArray, numbers: FloatArray, offers: Offers,
-             held: FloatArray, threshold: float | None) -> AnyArray:
+             held: FloatArray, thresholds: FloatArray) -> AnyArray:
     """Codes of the final reasons (N,)."""
-    limit = decider.gate.threshold if threshold is None else threshold
     codes = np.empty(len(actions), np.int8)
     table = zip(direction.tolist(), actions.tolist(), numbers.tolist(), offers.asked.tolist(),
                 offers.allowed[:, EXECUTE].tolist(), offers.orders[:, 0].tolist(), offers.limits.tolist(),
-                held.tolist(), strict=True)
-    for row, (way, action, (confidence, *measures), asked, may, contracts, code, position) in enumerate(table):
+                held.tolist(), thresholds.tolist(), strict=True)
+    for row, (way, action, (confidence, *measures), asked, may, contracts, code, position, limit
+              ) in enumerate(table):
         reason = decider.gate._reason(way, action, confidence, Uncertainty(*measures), limit)
         if asked:
             reason = after_limits(reason, way, position, contracts, code != 0, may)

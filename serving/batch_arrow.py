@@ -1,7 +1,8 @@
 """Batches as Arrow IPC streams: columns in, columns out, no row is touched in Python.
 
 In: one row per decision (`batch_schema`), matrices as fixed-size lists, row by row of the matrix; metadata
-`schema_hash`. Out: ANSWER, in the same order; `error` is null where there is an answer.
+`schema_hash`. Out: ANSWER, in the same order; `error` is null where there is an answer. A request
+may have the columns GATE as well, and the answer then has GATE_ANSWER.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from algospace.execution.mechanics import ACCOUNT_DTYPE
-from algospace.types import AnyArray, BoolArray
+from algospace.types import AnyArray, BoolArray, FloatArray
 from serving.batch import LIMIT_NAMES, REASON_NAMES, BatchDecisions, BatchInputs
 from serving.bundle import Bundle
+from serving.correction import Correction
 from serving.schemas import CONTRACTS_MOST, MONEY_MOST, PRICE_MOST, SMALLEST, STRENGTH_MOST, TIMES
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
@@ -29,6 +31,11 @@ ANSWER = pa.schema([
     ("error", pa.string())])
 """votes: strategic, tactical, arbitrage, each short, pass, long; uncertainty: entropy, mutual_information, std,
 agreement."""
+GATE = pa.schema([("gate_model", pa.string()), ("gate_level", pa.float64()),
+                  ("gate_closed", pa.list_(pa.bool_()))])
+"""Where each row's gate stands (serving.schemas.GateIn); model and level are null before the first trade."""
+GATE_ANSWER = pa.schema([("gate_level", pa.float64()), ("gate_threshold", pa.float64())])
+_MOST_CLOSED = 1000
 _NUMBERS = ("close", "atr", "hour_sin", "hour_cos", "position", "entry", "equity", "day_start")
 _LEVELS = ("stop", "target", "lvn_distance")
 _PRICES = (-PRICE_MOST, PRICE_MOST)
@@ -44,11 +51,11 @@ class ArrowFault(Exception):
     """The body is no batch of this bundle; the message says why."""
 
 
-def batch_schema(bundle: Bundle, windows: bool = False, times: bool = False) -> pa.Schema:
+def batch_schema(bundle: Bundle, windows: bool = False, times: bool = False, gates: bool = False) -> pa.Schema:
     """Columns of a request. With `windows` the regime matrix stands in for the regime vector; with `times` rows
-    say when their bars closed.
+    say when their bars closed, with `gates` where their gates stand.
 
-    stop, target, lvn_distance and lvn_strength may be null; nothing else may.
+    stop, target, lvn_distance, lvn_strength, gate_model and gate_level may be null; nothing else may.
     """
     schema, number = bundle.schema, pa.float64()
 
@@ -61,17 +68,21 @@ def batch_schema(bundle: Bundle, windows: bool = False, times: bool = False) -> 
         ("strategic", matrix(schema.strategic)), ("tactical", matrix(schema.tactical)), regime,
         ("synergy", pa.list_(pa.float32(), 3)), *((name, number) for name in _NUMBERS),
         *((name, number) for name in _LEVELS), ("lvn_strength", number), ("bars_in_trade", pa.int64()),
-        ("seed", pa.int64()), *([("ts_close_ns", pa.int64())] if times else [])],
+        ("seed", pa.int64()), *([("ts_close_ns", pa.int64())] if times else []),
+        *(GATE if gates else [])],
         {"schema_hash": bundle.manifest.schema_hash})
 
 
 def table_of(inputs: BatchInputs, bundle: Bundle) -> pa.Table:
     """A request's table; `inputs.regime` (N, R) or, as windows, (N, Wr, Fr). Times are told if all are known."""
     rows, accounts = len(inputs), inputs.accounts
-    schema = batch_schema(bundle, inputs.regime.ndim == 3, bool((inputs.ts_close > 0).all()))
+    corrected = ~np.isnan(inputs.gate[:, 0])
+    schema = batch_schema(bundle, inputs.regime.ndim == 3, bool((inputs.ts_close > 0).all()),
+                          bool(corrected.any()))
     numbers = {"close": inputs.close, "atr": inputs.atr, "hour_sin": inputs.clock[:, 0],
                "hour_cos": inputs.clock[:, 1], "lvn_distance": inputs.lvn[:, 0], "lvn_strength": inputs.lvn[:, 1],
-               "seed": inputs.seeds, "ts_close_ns": inputs.ts_close, **{name: accounts[name] for name in (
+               "gate_level": inputs.gate[:, 0], "seed": inputs.seeds,
+               "ts_close_ns": inputs.ts_close, **{name: accounts[name] for name in (
                    "position", "entry", "equity", "day_start", "stop", "target", "bars_in_trade")}}
     lists = {"strategic": inputs.strategic, "tactical": inputs.tactical, "synergy": inputs.synergy,
              "regime": inputs.regime, "regime_window": inputs.regime}
@@ -80,6 +91,10 @@ def table_of(inputs: BatchInputs, bundle: Bundle) -> pa.Table:
         if field.name in lists:
             flat = np.ascontiguousarray(lists[field.name], np.float32).reshape(rows, -1)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1]))
+        elif field.name == "gate_model":
+            columns.append(pa.array([bundle.id if known else None for known in corrected.tolist()], field.type))
+        elif field.name == "gate_closed":
+            columns.append(pa.array([[]] * rows, field.type))
         else:
             values = np.ascontiguousarray(numbers[field.name]).astype(field.type.to_pandas_dtype())
             columns.append(pa.array(values, field.type, from_pandas=True))  # NaN becomes null
@@ -151,15 +166,17 @@ def _is_compressed(message: bytes) -> bool:
     return field(header + at("<I", header), 3) != 0
 
 
-def inputs_of(batch: pa.RecordBatch, bundle: Bundle,
-              needs_time: bool = False) -> tuple[BatchInputs, list[str | None]]:
+def inputs_of(batch: pa.RecordBatch, bundle: Bundle, needs_time: bool = False,
+              correction: Correction | None = None) -> tuple[BatchInputs, list[str | None]]:
     """(every row as arrays, what is wrong with each row). `regime` of the inputs is (N, Wr, Fr) where windows were
-    given. ArrowFault if columns are missing (`needs_time`: ts_close_ns, too), strange or of another type."""
+    given. ArrowFault if columns are missing (`needs_time`: ts_close_ns, too), strange or of another type.
+    `correction`: the bundle's, if there is one already."""
     windows = "regime_window" in batch.schema.names
     if windows and not bundle.has("rde"):
         raise ArrowFault("regime_window: the bundle holds no RDE: give regime instead")
     times = needs_time or "ts_close_ns" in batch.schema.names
-    expected = batch_schema(bundle, windows, times)
+    gates = any(name in batch.schema.names for name in GATE.names)
+    expected = batch_schema(bundle, windows, times, gates)
     _same_columns(batch.schema, expected)
     rows = batch.num_rows
     bad = np.zeros(rows, np.bool_)
@@ -170,7 +187,8 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle,
             errors[row] = text
         bad[wrong] = True
 
-    values = {field.name: _values(batch.column(field.name), field, fault) for field in expected}
+    values = {field.name: _values(batch.column(field.name), field, fault) for field in expected
+              if field.name not in GATE.names}
     lists = {name: array for name, array in values.items() if array.ndim == 2}
     for name, array in lists.items():
         fault(~(np.abs(array) <= VALUE_BOUND).all(1), f"{name}: values must be numbers within {VALUE_BOUND:g}")
@@ -188,7 +206,27 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle,
     fault((values["position"] != 0.0) & ~(values["entry"] > 0.0), "an open position needs its entry price")
     fault(np.isnan(values["lvn_distance"]) != np.isnan(values["lvn_strength"]),
           "lvn_distance and lvn_strength belong together")
-    return _as_inputs(values, bundle, windows, bad), errors
+    gate = np.full((rows, 2), np.nan)
+    if gates:
+        gate = _gates(batch, correction or Correction(bundle), fault)
+    return _as_inputs(values, bundle, windows, bad, gate), errors
+
+
+def _gates(batch: pa.RecordBatch, correction: Correction, fault: Any) -> FloatArray:
+    """(N, 2) level and threshold of every row, by the rules of serving.schemas.GateIn."""
+    found = np.full((batch.num_rows, 2), np.nan)
+    columns = (batch.column(name).to_pylist() for name in GATE.names)
+    for row, (model, level, closed) in enumerate(zip(*columns, strict=True)):
+        here = np.arange(batch.num_rows) == row
+        if (model is None) != (level is None):
+            fault(here, "gate_model and gate_level belong together, as the last answer gave them")
+        elif level is not None and not 0.0 <= level <= 1.0:
+            fault(here, "gate_level: out of range")
+        elif closed is None or None in closed or len(closed) > _MOST_CLOSED:
+            fault(here, f"gate_closed: must be a list of at most {_MOST_CLOSED} truth values")
+        else:
+            found[row] = correction.after(model, level, closed)[1:]
+    return found
 
 
 def _same_columns(found: pa.Schema, expected: pa.Schema) -> None:
@@ -218,7 +256,8 @@ def _values(column: Any, field: pa.Field, fault: Any) -> AnyArray:
     return numbers
 
 
-def _as_inputs(values: dict[str, AnyArray], bundle: Bundle, windows: bool, bad: BoolArray) -> BatchInputs:
+def _as_inputs(values: dict[str, AnyArray], bundle: Bundle, windows: bool, bad: BoolArray,
+               gate: FloatArray) -> BatchInputs:
     schema, rows = bundle.schema, len(bad)
     accounts = np.zeros(rows, ACCOUNT_DTYPE)
     for name in ("position", "entry", "stop", "target", "equity", "day_start", "bars_in_trade"):
@@ -237,12 +276,13 @@ def _as_inputs(values: dict[str, AnyArray], bundle: Bundle, windows: bool, bad: 
         values["synergy"], values["close"], values["atr"],
         np.stack((values["hour_sin"], values["hour_cos"]), 1),
         np.stack((values["lvn_distance"], np.where(none, 0.0, values["lvn_strength"])), 1), accounts,
-        seeds.astype(np.uint64), ts_close)
+        seeds.astype(np.uint64), ts_close, gate)
 
 
-def answer_table(decided: BatchDecisions | None, kept: AnyArray, errors: list[str | None],
-                 metadata: dict[str, str]) -> pa.Table:
-    """The answer's table: `decided` belongs to rows `kept`, every other row is null but for its error."""
+def answer_table(decided: BatchDecisions | None, inputs: BatchInputs | None, kept: AnyArray,
+                 errors: list[str | None], metadata: dict[str, str]) -> pa.Table:
+    """The answer's table: `decided` and `inputs` belong to rows `kept`, every other row is null but for its
+    error. With GATE_ANSWER where a row said where its gate stands."""
     rows = len(errors)
     place = np.full(rows, -1, np.int64)
     place[kept] = np.arange(len(kept))
@@ -260,7 +300,12 @@ def answer_table(decided: BatchDecisions | None, kept: AnyArray, errors: list[st
             take = pa.array(place, mask=place < 0)
             columns = [array.take(take) for array in arrays]
     columns.append(pa.array(errors, pa.string()))
-    return pa.Table.from_arrays(columns, schema=ANSWER.with_metadata(metadata))
+    if inputs is None or np.isnan(inputs.gate).all():
+        return pa.Table.from_arrays(columns, schema=ANSWER.with_metadata(metadata))
+    gate = np.full((rows, 2), np.nan)
+    gate[kept] = inputs.gate
+    columns += [pa.array(np.ascontiguousarray(column), from_pandas=True) for column in gate.T]
+    return pa.Table.from_arrays(columns, schema=pa.schema([*ANSWER, *GATE_ANSWER], metadata))
 
 
 def _verdict(reason: str) -> int:

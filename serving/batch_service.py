@@ -114,7 +114,7 @@ async def read_arrow(model: Model, watch: Watch, body: bytes, limits: LimitsSett
     try:
         table = batch_arrow.decode(body, limits.batch_rows)
         require_schema(model, (table.schema.metadata or {}).get(b"schema_hash", b"").decode("latin-1")[:80])
-        inputs, errors = batch_arrow.inputs_of(table, model.bundle, watch.needs_time)
+        inputs, errors = batch_arrow.inputs_of(table, model.bundle, watch.needs_time, model.correction)
     except batch_arrow.ArrowFault as fault:
         raise FieldError("", "arrow", str(fault)) from None
     kept = np.array([row for row, error in enumerate(errors) if error is None], np.int64)
@@ -202,7 +202,8 @@ async def _let_read(hub: StreamHub) -> None:
 def write_json(read: RowsRead, decided: BatchDecisions | None, model_id: str, call: Call) -> bytes:
     """A BatchResponse."""
     answers: list[dict[str, Any]] = [{"errors": fault} for fault in read.errors]
-    if decided is not None:
+    if decided is not None and read.inputs is not None:
+        levels = read.inputs.gate.tolist()
         for at, row in enumerate(read.kept.tolist()):
             d = decided.decision(at)
             p = d.proposal
@@ -212,6 +213,9 @@ def write_json(read: RowsRead, decided: BatchDecisions | None, model_id: str, ca
                 "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
                              "target_distance": p.target_distance, "limit": p.limit},
                 "uncertainty": d.uncertainty}
+            level, threshold = levels[at]
+            if level == level:
+                answers[row]["gate"] = {"model": model_id, "level": level, "threshold": threshold}
     for answer, trace in zip(answers, read.traces, strict=True):
         if trace is not None:
             answer["trace_id"] = trace
@@ -223,4 +227,5 @@ def write_arrow(read: RowsRead, decided: BatchDecisions | None, model_id: str, c
     """A stream of batch_arrow.ANSWER."""
     metadata = {"model": model_id, "trace_id": call.trace_id, "latency_ms": f"{call.age_ms():.3f}",
                 "decided": str(len(read.kept))}
-    return batch_arrow.encode(batch_arrow.answer_table(decided, read.kept, read.errors, metadata))
+    return batch_arrow.encode(batch_arrow.answer_table(decided, read.inputs, read.kept, read.errors,
+                                                        metadata))

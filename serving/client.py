@@ -47,7 +47,8 @@ def row_of(inputs: DecisionInputs) -> dict[str, Any]:
     market, account = inputs.market, inputs.account
     distance, strength = market.lvn
     regime = "regime" if inputs.regime.ndim == 1 else "regime_window"
-    return {
+    gate = inputs.gate
+    return ({} if gate is None else {"gate": {"model": gate.model, "level": gate.level}}) | {
         "strategic": inputs.strategic.tolist(),
         "tactical": inputs.tactical.tolist(), regime: inputs.regime.tolist(),
         "synergy": market.synergy.tolist(), "seed": inputs.seed,

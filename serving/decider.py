@@ -24,6 +24,7 @@ from envs.core_kernels import EXECUTE
 from serving.backends import Backend
 from serving.batch import LIMIT_NAMES, VOTER_NAMES, BatchDecisions, BatchInputs, after_limits, decide_batch
 from serving.bundle import Bundle
+from serving.correction import GateLevel
 from serving.desk import Desk
 from serving.heads import Heads
 from serving.proposals import Proposer
@@ -63,6 +64,8 @@ class DecisionInputs:
     market: MarketState
     account: Any
     seed: int
+    gate: GateLevel | None = None
+    """Where the gate's online correction stands; None: as it was calibrated."""
 
 
 class Decider:
@@ -81,8 +84,8 @@ class Decider:
         self._shapes = _shapes(bundle)
 
     def decide(self, inputs: DecisionInputs, threshold: float | None = None) -> Decision:
-        """Decide from complete inputs; SchemaError if a shape does not fit the bundle, InternalError if the model
-        gives no finite decision."""
+        """Decide from complete inputs; `threshold` replaces theirs. SchemaError if a shape does not fit the
+        bundle, InternalError if the model gives no finite decision."""
         self.check(inputs)
         windows = {"strategic": inputs.strategic[None], "tactical": inputs.tactical[None]}
         regime = self.regime_vector(inputs.regime)
@@ -93,7 +96,12 @@ class Decider:
             return self.proposer.propose(inputs.strategic[None], inputs.tactical[None], regime[None],
                                          np.array([market.atr]), np.array([market.lvn]), direction)
 
+        threshold = self.threshold(inputs) if threshold is None else threshold
         return self.decide_embedded(embedded, regime, propose, market, inputs.account, inputs.seed, threshold)
+
+    def threshold(self, inputs: DecisionInputs) -> float:
+        """The confidence that an EXECUTE needs: the calibrated one, or as the trades since have corrected it."""
+        return self.gate.threshold if inputs.gate is None else inputs.gate.threshold
 
     def decide_batch(self, inputs: BatchInputs, threshold: float | None = None) -> BatchDecisions:
         """Decide many rows in one pass (serving.batch)."""

@@ -69,11 +69,11 @@ class Explainer:
         votes = count_votes(decider.heads.votes(embedded, context, starts)[0])
         voter, target, against = deciding(votes)
         found = self.attribute(inputs, context, voter, target, against, stop)
-        gate = decider.gate
+        threshold = decider.threshold(inputs)
         return {
             "verdict": decision.verdict, "reason": decision.reason.value, "direction": decision.direction,
-            "confidence": decision.confidence, "threshold": gate.threshold,
-            "margin": decision.confidence - gate.threshold, "uncertainty": decision.uncertainty,
+            "confidence": decision.confidence, "threshold": threshold,
+            "margin": decision.confidence - threshold, "uncertainty": decision.uncertainty,
             "votes": {name: _spread(votes.probabilities[:, place], int(votes.chosen[place]))
                       for place, name in enumerate(VOTERS)},
             "limit": {"bound": decision.proposal.limit, "contracts": decision.proposal.contracts,

@@ -8,6 +8,7 @@ import structlog
 from algospace.errors import AlgoSpaceError, ConfigError
 from serving.backends import Backend, BackendName, make_backend
 from serving.bundle import Bundle
+from serving.correction import Correction
 from serving.decider import Decider, DecisionInputs, MarketState, account_record
 from serving.engines import fallback_code
 
@@ -26,6 +27,7 @@ class Model:
         self.bundle = bundle
         self.backend, self.fallbacks = choose_backend(bundle, backends)
         self.decider = Decider(bundle, self.backend)
+        self.correction = Correction(bundle)
         for seed in reversed(range(_WARM_UP)):
             self.expected = self.decider.decide(self._blank_inputs(seed))
 

@@ -16,6 +16,7 @@ from algospace.types import AnyArray, Float32Array, IntArray
 from envs.opportunities import low_volume_nodes
 from serving.backends import Backend, make_backend
 from serving.bundle import Bundle
+from serving.correction import GateLevel
 from serving.decider import VOTER_NAMES, Decider, DecisionInputs, MarketState
 
 CHUNK = 64
@@ -97,8 +98,7 @@ class BundlePolicy:
     def inputs(self, row: int, account: Any) -> DecisionInputs:
         """The complete inputs of row `row`: what a client sends to the decision service.
 
-        The service gives the verdict of `decide` while `gate_threshold` is the calibrated one: it follows no
-        trades.
+        The service gives the verdict of `decide`: where the gate is corrected online, its level is among them.
         """
         table, schema = self.table, self.table.schema
         slow = int(table.row_30m[row])
@@ -106,7 +106,9 @@ class BundlePolicy:
         return DecisionInputs(
             np.ascontiguousarray(table.strategic[slow - schema.strategic.window + 1:slow + 1]),
             np.ascontiguousarray(table.tactical[row - schema.tactical.window + 1:row + 1]),
-            regime, self.market_state(row), account, self.seed_of(row))
+            regime, self.market_state(row), account, self.seed_of(row),
+            None if self.correction is None else GateLevel(
+                self.decider.bundle.id, self.correction.level, self.correction.threshold))
 
     def market_state(self, row: int) -> MarketState:
         """Prices, clock and synergy at the close of `row`."""

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from algospace.errors import SchemaError
 from algospace.execution.decision import Reason
 from algospace.types import Float32Array
+from serving.correction import GateLevel
 from serving.decider import DecisionInputs, MarketState, account_record
 from serving.models import Model
-from serving.schemas import AccountIn, DecideRequest, DecideRow, Matrix, level
+from serving.schemas import AccountIn, DecideRequest, DecideRow, GateIn, Matrix, level
 
 _MOST_FAULTS = 20
 
@@ -58,7 +59,7 @@ def row_inputs(model: Model, request: DecideRow) -> DecisionInputs:
                         np.array(request.synergy, np.float32),
                         (np.nan, 0.0) if node is None else (node.distance, node.strength), market.ts_close_ns)
     inputs = DecisionInputs(_matrix("strategic", request.strategic), _matrix("tactical", request.tactical),
-                            regime, state, account_of(request.account), request.seed)
+                            regime, state, account_of(request.account), request.seed, gate_of(model, request.gate))
     try:
         model.decider.check(inputs)
     except SchemaError as error:
@@ -81,6 +82,11 @@ def account_of(account: AccountIn) -> Any:
     return account_record(position=account.position, entry=account.entry, stop=level(account.stop),
                           target=level(account.target), equity=account.equity, peak=account.equity,
                           day_start=account.day_start, bars_in_trade=account.bars_in_trade)
+
+
+def gate_of(model: Model, gate: GateIn | None) -> GateLevel | None:
+    """Where the model's gate stands for a caller who keeps its level."""
+    return None if gate is None else model.correction.after(gate.model, gate.level, gate.closed)
 
 
 def faults(error: ValidationError) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algospace.execution.decision import Decision, Reason
+from serving.correction import GateLevel
 
 Row = list[Annotated[float, Field(ge=-1e6, le=1e6)]]
 """Normalised values; the bound keeps them finite in float32."""
@@ -65,6 +66,21 @@ class AccountIn(_Strict):
         return self
 
 
+class GateIn(_Strict):
+    """Where the gate's online correction stands. `model` and `level` of the last answer's `gate` (neither: nothing
+    was traded yet), and of the trades that have closed since, in order, whether each ended with a net gain."""
+
+    model: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    level: float | None = Field(default=None, ge=0, le=1)
+    closed: list[bool] = Field(default=[], max_length=1000)
+
+    @model_validator(mode="after")
+    def _a_level_has_its_model(self) -> Self:
+        if (self.level is None) != (self.model is None):
+            raise ValueError("model and level belong together, as the last answer gave them")
+        return self
+
+
 class DecideRow(_Strict):
     """One decision. Matrices are normalised as the bundle's schema says, oldest row first.
 
@@ -80,6 +96,7 @@ class DecideRow(_Strict):
     synergy: Annotated[Row, Field(min_length=3, max_length=3)]
     market: MarketIn
     account: AccountIn
+    gate: GateIn | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     trace_id: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]{1,64}$")
 
@@ -114,6 +131,7 @@ class BarsRequest(_Strict):
     state_id: str | None = Field(default=None, max_length=100)
     bars: list[BarIn] = Field(max_length=100_000)
     account: AccountIn
+    gate: GateIn | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     trace_id: str | None = Field(default=None, pattern="^[A-Za-z0-9_.-]{1,64}$")
 
@@ -159,8 +177,18 @@ class ProposalOut(BaseModel):
     limit: str
 
 
+class GateOut(BaseModel):
+    """Where the gate's online correction stands, to be sent with the next request: `level` is the share of the
+    calibration's trades that pass, `threshold` the confidence that an EXECUTE needed here."""
+
+    model: str
+    level: float
+    threshold: float
+
+
 class DecideResponse(BaseModel):
-    """The verdict. `votes`: agent -> mean probabilities (short, pass, long); `model` is the bundle's id."""
+    """The verdict. `votes`: agent -> mean probabilities (short, pass, long); `model` is the bundle's id; `gate`
+    where the request had one."""
 
     verdict: VerdictName
     reason: ReasonName
@@ -172,9 +200,11 @@ class DecideResponse(BaseModel):
     model: str
     trace_id: str
     latency_ms: float
+    gate: GateOut | None = None
 
     @staticmethod
-    def of(decision: Decision, model: str, trace_id: str, latency_ms: float) -> DecideResponse:
+    def of(decision: Decision, model: str, trace_id: str, latency_ms: float,
+           gate: GateLevel | None = None) -> DecideResponse:
         """The answer that carries `decision`."""
         p = decision.proposal
         return DecideResponse.model_construct(
@@ -182,7 +212,8 @@ class DecideResponse(BaseModel):
             direction=decision.direction, confidence=decision.confidence, votes=decision.votes,
             proposal=ProposalOut.model_construct(contracts=p.contracts, stop_distance=p.stop_distance,
                                                  target_distance=p.target_distance, limit=p.limit),
-            uncertainty=decision.uncertainty, model=model, trace_id=trace_id, latency_ms=latency_ms)
+            uncertainty=decision.uncertainty, model=model, trace_id=trace_id, latency_ms=latency_ms,
+            gate=None if gate is None else GateOut.model_construct(**gate._asdict()))
 
 
 class BarsResponse(BaseModel):
@@ -207,6 +238,7 @@ class RowAnswer(BaseModel):
     votes: dict[str, tuple[float, float, float]] | None = None
     proposal: ProposalOut | None = None
     uncertainty: dict[str, float] | None = None
+    gate: GateOut | None = None
     trace_id: str | None = None
     errors: list[Fault] | None = None
 

@@ -122,7 +122,7 @@ class Service:
         self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
         behind_the_answer(self.life.decided, model, inputs, decision, trace_id, latency_ms)
-        return DecideResponse.of(decision, model.id, trace_id, latency_ms)
+        return DecideResponse.of(decision, model.id, trace_id, latency_ms, inputs.gate)
 
     def _refused(self, error: FieldError) -> JSONResponse:
         """A request that does not fit the bundle; where that is one of the reasons, told and counted as one."""

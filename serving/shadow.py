@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -74,7 +75,7 @@ class ShadowRunner:
                              error=f"{self.error}: {error}")
 
     def _compare(self, inputs: DecisionInputs, decision: Decision, champion: str, trace_id: str) -> None:
-        own = self.model.decider.decide(inputs)
+        own = self.model.decider.decide(replace(inputs, gate=None))  # the champion's trades correct its gate only
         if self._agreed is not None:
             self._agreed(own.verdict == decision.verdict)
         self._publish("shadow", {

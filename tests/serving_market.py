@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.calibration import Calibration
 from agents.core import CoreNet
 from agents.gate import GateConfig
 from agents.regime import RegimeNet
@@ -73,13 +74,14 @@ def random_networks(seed: int = 0, embedder: EmbedderKind = "tcn",
 
 def random_bundle(directory: Path, *, seed: int = 0, embedder: EmbedderKind = "tcn", experts: bool = True,
                   gate: GateConfig | None = None, env: CoreEnvConfig | None = None,
+                  calibration: Calibration | None = None,
                   networks: tuple[CoreNet, RiskNet, RegimeNet] | None = None) -> Bundle:
     """A bundle of random networks; its gate passes most proposals unless told otherwise."""
     core, risk, regime = networks or random_networks(seed, embedder)
     spec = BundleSpec(
-        instrument="SYNTH", mask_key=7, gate=gate or GateConfig(confidence_threshold=0.25), calibration=None,
-        env=env or CoreEnvConfig(), risk_env=RiskEnvConfig(), risk_unit=2500.0, config_hash="c" * 64,
-        data_hash="d" * 64, git_commit="0" * 40, metrics={"score": 0.1})
+        instrument="SYNTH", mask_key=7, gate=gate or GateConfig(confidence_threshold=0.25),
+        calibration=calibration, env=env or CoreEnvConfig(), risk_env=RiskEnvConfig(), risk_unit=2500.0,
+        config_hash="c" * 64, data_hash="d" * 64, git_commit="0" * 40, metrics={"score": 0.1})
     return write_bundle(directory, spec, full_schema(), core, risk if experts else None,
                         regime if experts else None)
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from algospace.types import Bars
 from serving.batch_service import JSON
 from serving.calls import Call
 from serving.feature_state import Building, FeatureState, FeatureStates, UnknownState, row_inputs
-from serving.reading import account_of, faults
+from serving.reading import account_of, faults, gate_of
 from serving.routes.answering import answer, within
 from serving.routes.described import bars_described
 from serving.schemas import BarIn, BarsRequest
@@ -86,6 +87,7 @@ async def _decide_bars(service: Service, states: FeatureStates, work: Threads, b
     trace_id = asked.trace_id or call.trace_id
     try:
         inputs = row_inputs(market, len(market) - 1, account_of(asked.account), asked.seed)
+        inputs = replace(inputs, gate=gate_of(model, asked.gate))
         model.decider.check(inputs)
     except SchemaError as error:
         call.check("the bars were read")
