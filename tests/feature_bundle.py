@@ -18,11 +18,11 @@ from serving.bundle import Bundle, BundleSpec, network_shapes
 from serving.export import write_bundle
 
 
-def bars_bundle(bars: Bars, folder: Path) -> Bundle:
+def bars_bundle(bars: Bars, folder: Path, seed: int = 1) -> Bundle:
     """A bundle for SYNTH, normalised over `bars`, with an RDE and without an M-RMS."""
     table = build(bars, INSTRUMENTS["SYNTH"], FeatureConfig())
     schema = Normaliser.fit(table, MatrixConfig(), int(table.ts_close[-1]))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     core = CoreNet(network_shapes(schema, 8), CoreConfig(embedder="tcn"))
     regime = RegimeNet(RegimeConfig(size="tiny", latent=8))
     spec = BundleSpec(instrument="SYNTH", mask_key=7, gate=GateConfig(confidence_threshold=0.25), calibration=None,
