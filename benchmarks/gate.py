@@ -13,8 +13,8 @@ open gate's trades (algospace.analysis.gate_report).
 `martingale`: 10,000 opportunities of random direction, put into the mouths of all three voters with a flat
 account; execution, M-RMS, limits and gate are asked as ever. `own`: the gate as calibrated on such markets,
 which it shuts: nothing passes a shut gate; `foreign`: the gate of `easy`, which was never told that the market
-changed, as the decision service applies it; `corrected`: the same, told after every trade of its market how it
-ended (the online correction, which only sessions have); `open`: no gate, what the others are measured by.
+changed; `corrected`: the same, told after every trade of its market how it ended (the online correction, as in
+sessions and for requests that bring its level); `open`: no gate, what the others are measured by.
 
 Sessions run side by side, in chunks that start flat.
 """
