@@ -87,7 +87,8 @@ def serve_environment(scratch: Path) -> dict[str, str]:
     Files and ports are its own: Serve's replicas share ports between clusters of one machine (SO_REUSEPORT), and
     requests to one service would be answered by another.
     """
-    first = free_ports(_REPLICA_PORTS)
+    first = free_ports(_REPLICA_PORTS + 2)
+    stats, metrics = first + _REPLICA_PORTS, first + _REPLICA_PORTS + 1
     return {
         **SERVE_FLAGS,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -105,8 +106,8 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }

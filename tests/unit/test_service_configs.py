@@ -73,6 +73,16 @@ def test_the_switches_are_on_wherever_a_cluster_is_started(tmp_path: Path) -> No
     assert all(f"{name}={value}" in head for name, value in SERVE_FLAGS.items())
 
 
+def test_no_port_of_a_service_is_one_that_clients_are_given(tmp_path: Path) -> None:
+    """An outgoing connection may take any ephemeral port between the choice and HAProxy's start."""
+    found = serve_environment(tmp_path)
+    first, last = (int(found[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+    ports = [int(found[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("STATS", "METRICS")]
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert len({*ports, *range(first, last + 1)}) == last - first + 3
+    assert max(last, *ports) < lowest
+
+
 def test_serve_accepts_the_configuration_and_its_parts_exist() -> None:
     from ray.serve.schema import ServeDeploySchema
 
