@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from serving.schemas import DecideResponse
+from serving.schemas import BarsResponse, DecideResponse
 
 if TYPE_CHECKING:
     import httpx
@@ -184,6 +184,13 @@ class Client(_Form):
                               self._once("application/json", key, deadline_ms))
         return DecideResponse.model_validate_json(response.content)
 
+    def decide_bars(self, request: dict[str, Any], *, key: str | None = None,
+                    deadline_ms: float | None = None) -> BarsResponse:
+        """A decision from raw bars (serving.schemas.BarsRequest); the answer's `state_id` goes with the next ones."""
+        response = self._send("POST", "/v1/decide/bars", json.dumps(request).encode(),
+                              self._once("application/json", key, deadline_ms))
+        return BarsResponse.model_validate_json(response.content)
+
     def decide_batch(self, table: pa.Table, *, key: str | None = None,
                      deadline_ms: float | None = None) -> pa.Table:
         """Many decisions (serving.batch_arrow: `table_of` makes the table, ANSWER is what comes back)."""
@@ -271,6 +278,13 @@ class AsyncClient(_Form):
         response = await self._send("POST", "/v1/decide", json.dumps(request).encode(),
                                     self._once("application/json", key, deadline_ms))
         return DecideResponse.model_validate_json(response.content)
+
+    async def decide_bars(self, request: dict[str, Any], *, key: str | None = None,
+                          deadline_ms: float | None = None) -> BarsResponse:
+        """See Client."""
+        response = await self._send("POST", "/v1/decide/bars", json.dumps(request).encode(),
+                                    self._once("application/json", key, deadline_ms))
+        return BarsResponse.model_validate_json(response.content)
 
     async def decide_batch(self, table: pa.Table, *, key: str | None = None,
                            deadline_ms: float | None = None) -> pa.Table:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
@@ -18,9 +20,11 @@ from algospace.types import Bars
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.bundle import Bundle
+from serving.client import AsyncClient, Client
 from serving.conditions import PreconditionsSettings, Watch
 from serving.feature_state import FeatureSettings, FeatureStates
 from serving.kill_switch import SwitchState
+from serving.schemas import BarsResponse
 from serving.service import AppSettings, Service
 from tests.feature_bundle import bars_bundle
 
@@ -105,6 +109,25 @@ def test_a_key_is_answered_once_and_bars_are_never_taken_twice(
     twice = client.post(PATH, json=body | {"state_id": first.json()["state_id"]})
     assert twice.status_code == 422
     assert "the state holds all until" in twice.json()["detail"][0]["msg"]
+
+
+def test_both_clients_decide_from_bars(app: Any, client: TestClient, body: dict[str, Any]) -> None:
+    expected = client.post(PATH, json=body).json()
+
+    async def play() -> list[BarsResponse]:
+        async with AsyncClient("http://service", TOKEN, transport=httpx.ASGITransport(app)) as theirs:
+            first = await theirs.decide_bars(body, key="both")
+            return [first, await theirs.decide_bars(body, key="both")]
+
+    class Through(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = client.post(request.url.path, content=request.read(), headers=dict(request.headers))
+            return httpx.Response(answer.status_code, content=answer.content)
+
+    for found in (*asyncio.run(play()), Client("http://service", TOKEN, transport=Through()).decide_bars(body)):
+        assert found.decision is not None
+        assert (found.state_id, found.decision.reason, found.decision.confidence) == (
+            expected["state_id"], expected["decision"]["reason"], expected["decision"]["confidence"])
 
 
 def test_past_its_deadline_no_decision_is_given_and_a_retry_succeeds(
