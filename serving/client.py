@@ -186,7 +186,7 @@ class Client(_Form):
 
     def decide_bars(self, request: dict[str, Any], *, key: str | None = None,
                     deadline_ms: float | None = None) -> BarsResponse:
-        """A decision from raw bars (serving.schemas.BarsRequest); the answer's `state_id` goes with the next ones."""
+        """A decision from raw bars (serving.schemas.BarsRequest); `state_id` goes with the next ones."""
         response = self._send("POST", "/v1/decide/bars", json.dumps(request).encode(),
                               self._once("application/json", key, deadline_ms))
         return BarsResponse.model_validate_json(response.content)
