@@ -6,10 +6,12 @@ threads. Who may use which route: serving.access.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 
 from serving.access import Authenticator
@@ -20,6 +22,8 @@ from serving.metrics import Measured
 from serving.routes import decide, explain, health, kill, login, metrics, model, page, state, stream
 from serving.security.gate import Security
 from serving.service import AppSettings, Service
+
+_MOST_FAULTS = 20
 
 
 def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticator) -> FastAPI:
@@ -34,6 +38,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
 
     app = FastAPI(title="AlgoSpace decision service", lifespan=life, docs_url=None, redoc_url=None,
                   openapi_url=None)
+    app.add_exception_handler(RequestValidationError, _wrong)
     app.state.service = service
     app.state.security = security = Security(settings.security, authenticator)
     app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes,
@@ -55,3 +60,11 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     state.add_routes(app, service)
     page.add_routes(app, service)
     return app
+
+
+async def _wrong(_: Request, error: Exception) -> Response:
+    """422 in the one form of faults: without what was sent, and in ASCII, for a name or a text may hold half a
+    character (a lone surrogate), which is no UTF-8."""
+    assert isinstance(error, RequestValidationError)
+    found = [{name: item[name] for name in ("loc", "msg", "type")} for item in error.errors()[:_MOST_FAULTS]]
+    return Response(json.dumps({"detail": found}), 422, media_type="application/json")
