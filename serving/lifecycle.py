@@ -386,5 +386,6 @@ def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trac
             "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
                          "target_distance": p.target_distance, "limit": p.limit},
             "uncertainty": decision.uncertainty, "regime": regime,
+            "gate": None if inputs.gate is None else inputs.gate._asdict(),
             "model": model.id, "latency_ms": latency_ms}
 

@@ -45,13 +45,14 @@ class Event:
 
 
 class StreamState:
-    """Model, the last decisions, regime, shadow and latency, as of the last event taken."""
+    """Model, the last decisions, regime, shadow, latency and kill switch, as of the last event taken."""
 
     def __init__(self, recent: int) -> None:
         self.decisions: deque[Event] = deque(maxlen=recent)
         self.model: dict[str, Any] | None = None
         self.regime: Any = None
         self.latency: dict[str, Any] | None = None
+        self.kill: dict[str, Any] | None = None
         self.shadow = ShadowRecord()
 
     def take(self, event: Event) -> None:
@@ -68,10 +69,12 @@ class StreamState:
             self.shadow.models(data.get("champion"), data.get("shadow"))
         elif topic == "latency":
             self.latency = data
+        elif topic == "kill":
+            self.kill = data
 
     def text(self) -> str:
         """The state as JSON."""
         rest = json.dumps({"model": self.model, "regime": self.regime, "shadow": self.shadow.summary(),
-                           "latency": self.latency}, separators=(",", ":"), allow_nan=False)
+                           "latency": self.latency, "kill": self.kill}, separators=(",", ":"), allow_nan=False)
         decisions = ",".join(event.data_text for event in self.decisions)
         return f'{rest[:-1]},"decisions":[{decisions}]}}'

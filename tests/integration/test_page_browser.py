@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +161,28 @@ def test_broken_and_resumed_without_double_or_lost_candles(server: Server, seen:
     sockets = [url for method, url in seen.requests if method == "WS"]
     assert f"stream={hub.log.stream}&seq=3" in sockets[-1]
     assert VIEWER not in "".join(url for _, url in seen.requests)
+
+
+def elsewhere(work: Any) -> None:
+    """Run a coroutine in another thread: Playwright has a loop in this one."""
+    thread = threading.Thread(target=asyncio.run, args=(work,))
+    thread.start()
+    thread.join()
+
+
+def test_a_thrown_kill_switch_cannot_be_overlooked(server: Server, seen: Seen) -> None:
+    kill = server.app.state.service.kill
+    seen.enter(server.url, VIEWER)
+    seen.until("#connection", "live", "data-state")
+    badge = seen.page.locator("#kill")
+    assert not badge.is_visible()
+    elsewhere(kill.throw("ann", "feed is <b>broken</b>"))
+    seen.wait(lambda: badge.inner_text() == "Kill switch thrown: ann, feed is <b>broken</b>")
+    seen.page.reload()  # what was told before this page came
+    seen.wait(lambda: badge.inner_text().startswith("Kill switch thrown: ann"))
+    elsewhere(kill.rearm("bob", "mended", False))
+    seen.wait(lambda: not badge.is_visible())
+    assert seen.errors == []
 
 
 def test_another_stream_is_taken_from_its_snapshot(server: Server, seen: Seen) -> None:

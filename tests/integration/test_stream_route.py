@@ -56,7 +56,7 @@ def test_a_snapshot_then_every_delta(client: TestClient) -> None:
     with client.websocket_connect("/v1/stream") as socket:
         first = socket.receive_json()
         assert (first["type"], first["stream"], first["seq"]) == ("snapshot", hub.log.stream, 15)
-        assert set(first["state"]) == {"model", "decisions", "regime", "shadow", "latency"}
+        assert set(first["state"]) == {"model", "decisions", "regime", "shadow", "latency", "kill"}
         assert [d["n"] for d in first["state"]["decisions"]] == list(range(5, 15))
         assert first["state"]["regime"] == [0.5]
         assert first["state"]["latency"] == {"p50_ms": 1.0}

@@ -227,6 +227,16 @@ class Page {
     byId("detail").textContent = detail;
   }
 
+  /** What stops trading is told above everything else; text changes only with the switch, as it is read aloud. */
+  private killSwitch(replaying: boolean): void {
+    const known = this.store.kill;
+    const thrown = !replaying && (known ? known.thrown : this.health?.["kill_switch"] === true);
+    const by = known?.thrown ? `: ${known.user}, ${known.why}` : "";
+    const text = thrown ? `Kill switch thrown${by}` : "";
+    const badge = byId("kill");
+    if (badge.textContent !== text) badge.textContent = text;
+  }
+
   private async askHealth(): Promise<void> {
     try {
       const answer = await fetch("/v1/health");
@@ -251,6 +261,7 @@ class Page {
     this.chart?.draw();
     this.plots?.draw();
     this.panels.draw(player !== null, this.health);
+    this.killSwitch(player !== null);
     if (!this.framed && store.candles.length > 0) {
       this.framed = true;
       this.chart?.fit();

@@ -1,5 +1,5 @@
 // What the page knows: a fold over messages, the same for the live stream and for a replayed recording.
-import type { Bar, Decision, Fill, Performance, Risk, StreamState } from "./types";
+import type { Bar, Decision, Fill, KillSwitch, Performance, Risk, StreamState } from "./types";
 
 const MOST_DECISIONS = 5000;
 const MOST_POINTS = 100_000;
@@ -40,6 +40,7 @@ export class Store {
   shadow: Record<string, unknown> | null = null;
   latencySummary: Record<string, unknown> | null = null;
   regime: Decision["regime"] = null;
+  kill: KillSwitch | null = null;
   /** Grows with every change that is not an addition at the end; charts are then drawn anew. */
   redraws = 0;
   /** Whether candles come from bars; otherwise they gather the prices of decisions. */
@@ -55,6 +56,7 @@ export class Store {
     this.latency = [];
     this.risk = this.shadow = this.model = this.latencySummary = null;
     this.regime = null;
+    this.kill = null;
     this.hasBars = false;
     this.known.clear();
     this.redraws++;
@@ -75,6 +77,7 @@ export class Store {
     this.shadow = state.shadow ?? this.shadow;
     this.latencySummary = state.latency ?? this.latencySummary;
     this.regime = state.regime ?? this.regime;
+    this.kill = state.kill ?? this.kill;
     this.redraws++;
   }
 
@@ -88,6 +91,7 @@ export class Store {
     else if (topic === "model") this.switched(data);
     else if (topic === "shadow") this.compared(data);
     else if (topic === "latency") this.latencySummary = data;
+    else if (topic === "kill") this.kill = value as KillSwitch;
   }
 
   private decided(decision: Decision): void {

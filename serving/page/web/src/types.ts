@@ -58,12 +58,21 @@ export interface Performance {
   equity: number;
 }
 
+/** The kill switch as it was changed last: while it is thrown no position is opened. */
+export interface KillSwitch {
+  thrown: boolean;
+  user: string;
+  why: string;
+  at_ns: number;
+}
+
 export interface StreamState {
   model: Record<string, unknown> | null;
   decisions: Decision[];
   regime: Decision["regime"];
   shadow: Record<string, unknown> | null;
   latency: Record<string, unknown> | null;
+  kill?: KillSwitch | null;
 }
 
 export type Message =
