@@ -30,6 +30,7 @@ from websockets.asyncio.client import connect
 from benchmarks._load import Connection
 from benchmarks.serving import SETTINGS, TOKEN, Bodies, ready
 from serving.deployment import ServeSettings, free_port, start_service
+from serving.stream import StreamSettings
 from tests.serving_market import random_bundle
 
 _START_TIMEOUT_S = 90.0
@@ -176,10 +177,9 @@ def main() -> None:
             rows.extend({"service": name} | asyncio.run(play(url, bodies, count, options.rate, options.seconds))
                         for count in options.clients)
 
-        # Serve counts an open socket as a request in work: with fewer slots decisions would wait behind clients
-        slots = 2 * max(options.clients) + 32
+        app = SETTINGS.model_copy(update={"stream": StreamSettings(max_clients=2 * max(options.clients))})
         with start_service(bundle.directory, TOKEN,
-                           settings=ServeSettings(app=SETTINGS, max_ongoing_requests=slots)) as service:
+                           settings=ServeSettings(app=app)) as service:
             measure("Ray Serve, HAProxy", service.url)
         with under_uvicorn("benchmarks.serving", "--bundle", str(bundle.directory)) as url:
             measure("uvicorn", url)

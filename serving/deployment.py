@@ -73,6 +73,12 @@ class ServeSettings(FrozenConfig):
     cluster_cpus: int = Field(default=2, ge=1)
     """CPUs of the Ray instance that is started where none runs."""
 
+    @property
+    def slots(self) -> int:
+        """What Serve calls ongoing requests of a replica: an open socket of the stream is one of them, too, and
+        must not take a decision's place."""
+        return self.max_ongoing_requests + self.app.stream.max_clients
+
     @model_validator(mode="after")
     def _there_is_room_to_grow(self) -> Self:
         if self.autoscaling is not None and self.autoscaling.max_replicas < self.replicas:
@@ -229,7 +235,7 @@ def build_application(source: str, digest: bytes, settings: ServeSettings) -> An
     from ray.serve.config import BackpressureConfig
 
     deployment = serve.deployment(
-        name="decider", **_size(settings), max_ongoing_requests=settings.max_ongoing_requests,
+        name="decider", **_size(settings), max_ongoing_requests=settings.slots,
         max_queued_requests=settings.max_queued_requests, backpressure_config=BackpressureConfig(retry_after_s=1),
         ray_actor_options={"num_cpus": settings.cpus_per_replica}, graceful_shutdown_timeout_s=settings.drain_s,
         graceful_shutdown_wait_loop_s=0.5)

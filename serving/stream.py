@@ -42,8 +42,9 @@ class StreamSettings(FrozenConfig):
     recent: int = Field(default=200, ge=1)
     """Decisions in a snapshot."""
     heartbeat_s: float = Field(default=5.0, gt=0)
-    max_clients: int = Field(default=1000, ge=1)
-    """Of one replica; further ones are told to come back later."""
+    max_clients: int = Field(default=128, ge=1)
+    """Of one replica; further ones are told to come back later. Each takes one of Serve's slots, of which there are
+    as many more (serving.deployment)."""
 
     @model_validator(mode="after")
     def _a_closed_client_can_resume(self) -> StreamSettings:

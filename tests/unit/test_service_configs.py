@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from algospace import __version__
 from algospace.config import load_config
 from algospace.errors import ConfigError
-from serving.deployment import SERVE_FLAGS, ServeSettings, serve_environment
+from serving.deployment import SERVE_FLAGS, ServeSettings, build_application, serve_environment
 from serving.serve_app import Arguments, build
 from tests.conftest import REPOSITORY
 from tests.serving_market import random_bundle
@@ -71,6 +71,15 @@ def test_the_switches_are_on_wherever_a_cluster_is_started(tmp_path: Path) -> No
             assert SERVE_FLAGS.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
     head = (CLUSTER / "serve-production.yaml").read_text()
     assert all(f"{name}={value}" in head for name, value in SERVE_FLAGS.items())
+
+
+@pytest.mark.parametrize("name", [*PRODUCTION, "dev"])
+def test_watchers_take_no_decisions_place(tmp_path: Path, name: str) -> None:
+    """Serve counts an open socket as a request in work."""
+    settings = load_config(ServeSettings, SERVE / f"{name}.yaml")
+    deployment = build_application("models:/a/1", b"", settings)._bound_deployment
+    assert settings.app.stream.max_clients >= 100
+    assert deployment.max_ongoing_requests - settings.app.stream.max_clients == settings.max_ongoing_requests
 
 
 def test_no_port_of_a_service_is_one_that_clients_are_given(tmp_path: Path) -> None:
