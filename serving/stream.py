@@ -43,8 +43,8 @@ class StreamSettings(FrozenConfig):
     """Decisions in a snapshot."""
     heartbeat_s: float = Field(default=5.0, gt=0)
     max_clients: int = Field(default=128, ge=1)
-    """Of one replica; further ones are told to come back later. Each takes one of Serve's slots, of which there are
-    as many more (serving.deployment)."""
+    """Of one replica; further ones are told to come back later. Each takes one of Serve's slots, of which a
+    replica has as many more (serving.deployment)."""
 
     @model_validator(mode="after")
     def _a_closed_client_can_resume(self) -> StreamSettings:
