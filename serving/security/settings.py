@@ -35,9 +35,11 @@ class RateSettings(FrozenConfig):
     @classmethod
     def _is_a_rate(cls, value: str) -> str:
         try:
-            limits.parse(value)
+            amount = limits.parse(value).amount
         except ValueError:
             raise ValueError("not a rate; write it like 10/minute") from None
+        if amount < 1:
+            raise ValueError(f"'{value}' lets nobody in; a rate is at least 1, like 1/minute")
         return value
 
 

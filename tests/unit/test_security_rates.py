@@ -7,9 +7,11 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serving.security import rates
 from serving.security.rates import Rate, TooMany
+from serving.security.settings import RateSettings
 
 
 class Clock:
@@ -77,6 +79,14 @@ def test_keys_whose_windows_are_over_are_forgotten() -> None:
     clock.now += 60.0
     rate.take("again")
     assert list(rate._came) == ["again"]
+
+
+@pytest.mark.parametrize("text", ["0/minute", "0 per 2 hours", "soon"])
+def test_a_rate_that_lets_nobody_in_is_refused_when_it_is_read(text: str) -> None:
+    """It was accepted, and every request was a fault of the service."""
+    with pytest.raises(ValidationError, match=r"10/minute|at least 1") as refused:
+        RateSettings(requests=text)
+    assert refused.value.error_count() == 1
 
 
 def test_counting_starts_no_thread() -> None:
