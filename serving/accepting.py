@@ -58,7 +58,20 @@ def accept_many(loop: asyncio.AbstractEventLoop) -> None:
                             sock: socket.socket | None = None, **options: Any) -> asyncio.AbstractServer:
         if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return await make(protocol_factory, *args, sock=sock, **options)
-        same = [sock, *(sock.dup() for _ in range(_TIMES - 1))]
-        return Listeners([await make(protocol_factory, sock=one, **options) for one in same])
+        servers: list[asyncio.AbstractServer] = []
+        waiting: list[socket.socket] = []
+        try:
+            waiting += (sock.dup() for _ in range(_TIMES - 1))
+            while waiting:
+                servers.append(await make(protocol_factory, sock=waiting[-1], **options))
+                waiting.pop()  # its server closes it
+            servers.append(await make(protocol_factory, sock=sock, **options))
+        except BaseException:  # the caller's own socket stays as it was
+            for server in servers:
+                server.close()
+            for one in waiting:
+                one.close()
+            raise
+        return Listeners(servers)
 
     loop.create_server = create_server  # type: ignore[method-assign,assignment]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
+import warnings
+from typing import Any
 
 import pytest
 import uvloop
@@ -180,3 +183,44 @@ def test_many_connections_are_accepted_in_one_iteration(several: bool) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         rounds = runner.run(play())
     assert rounds <= 8 if several else rounds >= 40
+
+
+def open_sockets() -> int:
+    """Of this process."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+
+
+@pytest.mark.parametrize("made", [0, 5, 15])
+def test_a_socket_that_cannot_be_listened_on_often_enough_is_left_as_it_was(made: int) -> None:
+    """Out of file descriptors, say: nothing of what was made stays open."""
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        make, left = loop.create_server, made
+
+        async def scarce(*args: Any, **options: Any) -> asyncio.AbstractServer:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("too many open files")
+            return await make(*args, **options)
+
+        loop.create_server = scarce  # type: ignore[method-assign,assignment]
+        accept_many(loop)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            before = open_sockets()
+            with pytest.raises(OSError, match="too many open files"):
+                await loop.create_server(asyncio.Protocol, sock=listener)
+            for _ in range(3):
+                await asyncio.sleep(0)  # uvloop closes in its next iterations
+            assert open_sockets() == before
+            server = await make(asyncio.Protocol, sock=listener)
+            server.close()
+            await server.wait_closed()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(play())
