@@ -108,9 +108,9 @@ class Watch:
             self._minute, self._open = minute, bool(open_minutes(self._session)[place])
         return self._open
 
-    def left(self, reason: Reason, ruling: Ruling) -> Reason:
-        """What a ruling leaves of the team's and the gate's answer."""
-        return overruled(reason, ruling.conditions, self._config)
+    def left(self, reason: Reason, ruling: Ruling, held: float, direction: int) -> Reason:
+        """What a ruling leaves of the team's and the gate's answer; see `overruled`."""
+        return overruled(reason, ruling.conditions, self._config, held, direction)
 
     def decide(self, decider: Decider, inputs: DecisionInputs) -> Decision:
         """The decision, under what holds now."""
@@ -120,7 +120,8 @@ class Watch:
         if inputs.account["position"] == 0.0:
             return refused(ruling.why)
         decision = decider.decide(inputs)
-        return replace(decision, reason=self.left(decision.reason, ruling))
+        return replace(decision, reason=self.left(decision.reason, ruling, float(inputs.account["position"]),
+                                                  decision.direction))
 
     def decide_rows(self, decider: Decider, inputs: BatchInputs, before: Rulings | None) -> BatchDecisions:
         """`decide` of every row, in one pass of those that the model is asked about. `before`: what forbade rows
@@ -132,10 +133,25 @@ class Watch:
         decided = BatchDecisions.of_nothing(len(inputs))
         if asked.any():
             decided.put(asked, decider.decide_batch(inputs.rows(asked)))
+        self._overrule(decided, inputs, rulings)
+        return decided
+
+    def overrule_rows(self, decided: BatchDecisions, inputs: BatchInputs) -> None:
+        """Apply what holds now to rows that were decided some time ago: passes of others came between."""
+        rulings = self.rulings(inputs.ts_close)
+        if rulings is not None:
+            self._overrule(decided, inputs, rulings)
+
+    def _overrule(self, decided: BatchDecisions, inputs: BatchInputs, rulings: Rulings) -> None:
+        """Rows without a position that are refused look as if nobody had been asked, whoever was."""
+        unasked = ~asked_rows(rulings, inputs.accounts)
+        codes = decided.reasons.copy()
+        decided.put(unasked, BatchDecisions.of_nothing(int(unasked.sum())))
+        held, direction = inputs.accounts["position"].tolist(), decided.direction.tolist()
         for row, ruling in enumerate(rulings):
             if ruling is not None:
-                decided.reasons[row] = REASON_CODE[self.left(REASONS[decided.reasons[row]], ruling)]
-        return decided
+                codes[row] = REASON_CODE[self.left(REASONS[codes[row]], ruling, held[row], direction[row])]
+        decided.reasons[:] = codes
 
 
 def _both(before: Rulings | None, now: Rulings | None) -> Rulings | None:

@@ -45,9 +45,15 @@ def forbidden(conditions: Conditions, config: PreconditionsConfig) -> Reason | N
     return None if conditions.in_session else Reason.OUT_OF_SESSION
 
 
-def overruled(reason: Reason, conditions: Conditions, config: PreconditionsConfig) -> Reason:
-    """What the conditions leave of the team's and the gate's answer."""
+def overruled(reason: Reason, conditions: Conditions, config: PreconditionsConfig, held: float,
+              direction: int) -> Reason:
+    """What the conditions leave of the team's and the gate's answer.
+
+    `held`: signed contracts of the position; `direction` of the answer. Of a reversal, an EXECUTE against the
+    position held, the half that closes is left.
+    """
     why = forbidden(conditions, config)
-    if why is None or (reason is Reason.CLOSE and conditions.schema_known):
+    if why is None:
         return reason
-    return why
+    closes = reason is Reason.CLOSE or (reason is Reason.EXECUTE and held * direction < 0.0)
+    return Reason.CLOSE if closes and conditions.schema_known else why

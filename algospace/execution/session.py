@@ -199,7 +199,9 @@ class Session:
         decision = self.policy.decide(bar.row, self._account[0])
         if self._watch is not None:
             conditions = self._watch(bar, self.clock.now_ns())
-            decision = replace(decision, reason=overruled(decision.reason, conditions, self._preconditions))
+            decision = replace(decision, reason=overruled(
+                decision.reason, conditions, self._preconditions, self._account["position"].item(),
+                decision.direction))
         reason, proposal = decision.reason, decision.proposal
         has_order, want, limit = False, 0.0, 0
         if reason is Reason.EXECUTE or reason is Reason.CLOSE:

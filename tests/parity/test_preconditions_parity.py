@@ -102,6 +102,13 @@ def arrow(client: TestClient, bundle: Bundle, asked: list[DecisionInputs]) -> li
     return found
 
 
+def closes(one: DecisionInputs, team: dict[str, Any]) -> bool:
+    """Whether the team's answer closes the position, to turn it round or not."""
+    held = float(one.account["position"])
+    return held != 0.0 and (team["reason"] == "CLOSE" or (
+        team["reason"] == "EXECUTE" and held * team["direction"] < 0.0))
+
+
 def killed(service: Service, thrown: bool) -> None:
     service.kill.state = SwitchState(thrown=thrown)
 
@@ -124,7 +131,7 @@ def test_the_same_answer_alone_in_a_batch_and_as_arrow(
         why = ("KILL_SWITCH" if thrown else "STALE_DATA" if abs(age) > 60 else
                "OUT_OF_SESSION" if closed else None)
         held, team = float(one.account["position"]) != 0.0, free[place]
-        reason = team["reason"] if why is None or (held and team["reason"] == "CLOSE") else why
+        reason = team["reason"] if why is None else "CLOSE" if closes(one, team) else why
         answers = single[place], together[place], table[place]
         assert [a["reason"] for a in answers] == [reason] * 3
         assert [a["direction"] for a in answers] == [0 if why and not held else team["direction"]] * 3
@@ -145,6 +152,10 @@ def test_some_positions_are_closed_while_the_switch_is_thrown(client: TestClient
     found = alone(client, bundle, [at(one, OPEN_NS) for one in wanted])
     assert {"EXECUTE", "CLOSE"} <= {answer["reason"] for answer in free}
     assert {answer["reason"] for answer in found} == {"CLOSE", "KILL_SWITCH"}
+    turned = [place for place, (one, team) in enumerate(zip(wanted, free, strict=True))
+              if team["reason"] == "EXECUTE" and closes(one, team)]
+    assert turned, "no position is turned round"
+    assert {found[place]["reason"] for place in turned} == {"CLOSE"}
 
 
 @pytest.mark.parametrize(("thrown", "now", "age", "reason"), [

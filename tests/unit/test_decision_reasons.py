@@ -80,19 +80,21 @@ def test_every_reason_is_reached(reason: Reason) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(reason=st.sampled_from(list(Reason)), killed=st.booleans(), known=st.booleans(), session=st.booleans(),
-       age=st.one_of(st.floats(0, 1e6), st.just(float("nan"))))
+       age=st.one_of(st.floats(0, 1e6), st.just(float("nan"))), held=st.sampled_from([-2.0, 0.0, 2.0]),
+       direction=st.sampled_from([-1, 0, 1]))
 def test_a_condition_always_wins_over_the_gate(reason: Reason, killed: bool, known: bool, session: bool,
-                                               age: float) -> None:
+                                               age: float, held: float, direction: int) -> None:
     conditions = Conditions(killed, known, age, session)
     why = forbidden(conditions, WIDE)
     fit = not killed and known and age <= 60.0 and session
     assert (why is None) == fit
-    found = overruled(reason, conditions, WIDE)
+    found = overruled(reason, conditions, WIDE, held, direction)
     if fit:
         assert found is reason
     else:
         assert found is not Reason.EXECUTE
-        assert found is (Reason.CLOSE if reason is Reason.CLOSE and known else why)
+        closes = reason is Reason.CLOSE or (reason is Reason.EXECUTE and held * direction < 0.0)
+        assert found is (Reason.CLOSE if closes and known else why)
 
 
 def test_the_order_of_precedence() -> None:
@@ -113,6 +115,26 @@ def test_under_a_condition_nothing_is_ordered(watch: Conditions) -> None:
     assert orders == 0
     assert set(reasons) == {forbidden(watch, WIDE)}
     assert decide(Conditions())[1] > 0
+
+
+def test_under_a_condition_a_reversal_closes_and_opens_nothing() -> None:
+    """A session that was long when the switch was thrown is flat behind it, and stays so."""
+    table = random_table(0, n=60)
+
+    class Turning:
+        def decide(self, row: int, account: Any) -> Decision:
+            return Decision(Reason.EXECUTE, 1 if row < 30 else -1, 1.0, RiskProposal(1.0, 1e6, 1e6), {}, {})
+
+    journal = MemoryJournal()
+    result = Session(ReplayClock(), TableFeed(table), SimulatedVenue(instrument("ES")), Turning(),
+                     LimitsConfig(risk_per_trade=1.0, daily_loss=1.0), journal, initial_equity=1e9,
+                     watch=lambda bar, now_ns: Conditions(killed=bar.row >= 30), preconditions=WIDE).run()
+    before, after = result.position[result.rows < 30], result.position[result.rows > 33]
+    assert before[-1] > 0.0
+    assert set(after.tolist()) == {0.0}
+    late = [tuple(Reason)[d["reason"]] for d in result.decisions[result.decisions["row"] >= 30]]
+    assert late[0] is Reason.CLOSE
+    assert set(late) == {Reason.CLOSE, Reason.KILL_SWITCH}
 
 
 def test_no_limit_keeps_anybody_in_a_position() -> None:
