@@ -217,10 +217,12 @@ class AdaptiveConformal:
 
     def after(self, level: float | None, gained: Iterable[bool]) -> float:
         """The level that follows `level` (None: nothing was traded yet) when trades end with these outcomes."""
-        level = self._ceiling if level is None else min(max(level, self._floor), self._ceiling)
-        for gain in gained:
-            step = self._rate * (self._target - (0.0 if gain else 1.0))
-            level = min(max(level + step, self._floor), self._ceiling)
+        floor, ceiling = self._floor, self._ceiling
+        level = ceiling if level is None else min(max(level, floor), ceiling)
+        gain_step, loss_step = self._rate * self._target, self._rate * (self._target - 1.0)
+        for gain in gained:  # a request may tell of a thousand
+            level += gain_step if gain else loss_step
+            level = floor if level < floor else ceiling if level > ceiling else level
         return level
 
     def update(self, gained: bool) -> float:

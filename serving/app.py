@@ -34,6 +34,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.drain()
+        await service.telling.end()
         service.life.close()
 
     app = FastAPI(title="AlgoSpace decision service", lifespan=life, docs_url=None, redoc_url=None,

@@ -8,10 +8,12 @@ may have the columns GATE as well, and the answer then has GATE_ANSWER.
 from __future__ import annotations
 
 import struct
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from algospace.execution.mechanics import ACCOUNT_DTYPE
 from algospace.types import AnyArray, BoolArray, FloatArray
@@ -166,17 +168,16 @@ def _is_compressed(message: bytes) -> bool:
     return field(header + at("<I", header), 3) != 0
 
 
-def inputs_of(batch: pa.RecordBatch, bundle: Bundle, needs_time: bool = False,
-              correction: Correction | None = None) -> tuple[BatchInputs, list[str | None]]:
+def inputs_of(batch: pa.RecordBatch, bundle: Bundle,
+              needs_time: bool = False) -> tuple[BatchInputs, list[str | None]]:
     """(every row as arrays, what is wrong with each row). `regime` of the inputs is (N, Wr, Fr) where windows were
-    given. ArrowFault if columns are missing (`needs_time`: ts_close_ns, too), strange or of another type.
-    `correction`: the bundle's, if there is one already."""
+    given. ArrowFault if columns are missing (`needs_time`: ts_close_ns, too), strange or of another type. Gates
+    stand as they were calibrated until `correct` has been called."""
     windows = "regime_window" in batch.schema.names
     if windows and not bundle.has("rde"):
         raise ArrowFault("regime_window: the bundle holds no RDE: give regime instead")
     times = needs_time or "ts_close_ns" in batch.schema.names
-    gates = any(name in batch.schema.names for name in GATE.names)
-    expected = batch_schema(bundle, windows, times, gates)
+    expected = batch_schema(bundle, windows, times, _has_gates(batch))
     _same_columns(batch.schema, expected)
     rows = batch.num_rows
     bad = np.zeros(rows, np.bool_)
@@ -206,27 +207,39 @@ def inputs_of(batch: pa.RecordBatch, bundle: Bundle, needs_time: bool = False,
     fault((values["position"] != 0.0) & ~(values["entry"] > 0.0), "an open position needs its entry price")
     fault(np.isnan(values["lvn_distance"]) != np.isnan(values["lvn_strength"]),
           "lvn_distance and lvn_strength belong together")
-    gate = np.full((rows, 2), np.nan)
-    if gates:
-        gate = _gates(batch, correction or Correction(bundle), fault)
-    return _as_inputs(values, bundle, windows, bad, gate), errors
+    return _as_inputs(values, bundle, windows, bad, np.full((rows, 2), np.nan)), errors
 
 
-def _gates(batch: pa.RecordBatch, correction: Correction, fault: Any) -> FloatArray:
-    """(N, 2) level and threshold of every row, by the rules of serving.schemas.GateIn."""
-    found = np.full((batch.num_rows, 2), np.nan)
-    columns = (batch.column(name).to_pylist() for name in GATE.names)
-    for row, (model, level, closed) in enumerate(zip(*columns, strict=True)):
-        here = np.arange(batch.num_rows) == row
+async def correct(batch: pa.RecordBatch, inputs: BatchInputs, errors: list[str | None], correction: Correction,
+                  turn: Callable[[], Awaitable[None]]) -> None:
+    """Fill in where the gates of sound rows stand, by the rules of serving.schemas.GateIn, if `batch` says so;
+    what is wrong with a row goes to `errors`. A million outcomes may be told: `turn` is awaited between two rows.
+
+    Truth values are bits. A list becomes Python's only once its length is known to be allowed.
+    """
+    if not _has_gates(batch):
+        return
+    models, levels = batch.column("gate_model").to_pylist(), batch.column("gate_level").to_pylist()
+    closed = batch.column("gate_closed")
+    lengths, starts, outcomes = pc.list_value_length(closed).to_pylist(), closed.offsets, closed.values
+    for row, (model, level, length) in enumerate(zip(models, levels, lengths, strict=True)):
+        if errors[row] is not None:
+            continue
         if (model is None) != (level is None):
-            fault(here, "gate_model and gate_level belong together, as the last answer gave them")
+            errors[row] = "gate_model and gate_level belong together, as the last answer gave them"
         elif level is not None and not 0.0 <= level <= 1.0:
-            fault(here, "gate_level: out of range")
-        elif closed is None or None in closed or len(closed) > _MOST_CLOSED:
-            fault(here, f"gate_closed: must be a list of at most {_MOST_CLOSED} truth values")
+            errors[row] = "gate_level: out of range"
+        elif length is None or length > _MOST_CLOSED or (
+                told := outcomes.slice(starts[row].as_py(), length)).null_count:
+            errors[row] = f"gate_closed: must be a list of at most {_MOST_CLOSED} truth values"
         else:
-            found[row] = correction.after(model, level, closed)[1:]
-    return found
+            gained = told.to_numpy(zero_copy_only=False).tolist()
+            inputs.gate[row] = correction.after(model, level, gained)[1:]
+            await turn()
+
+
+def _has_gates(batch: pa.RecordBatch) -> bool:
+    return any(name in batch.schema.names for name in GATE.names)
 
 
 def _same_columns(found: pa.Schema, expected: pa.Schema) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,21 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from algospace.execution.decision import Decision
+from algospace.execution.decision import Reason
+from algospace.execution.result import REASON_CODE
 from algospace.types import AnyArray, BoolArray
 from serving import batch_arrow
 from serving.batch import BatchDecisions, BatchInputs
 from serving.calls import Call
 from serving.conditions import Rulings, Watch, asked_rows
-from serving.decider import DecisionInputs, MarketState
+from serving.decider import DecisionInputs
 from serving.limits import LimitsSettings
 from serving.models import Model
 from serving.reading import FieldError, faults, require_schema, row_inputs
 from serving.schemas import BatchEnvelope, DecideRow
-from serving.stream import StreamHub
 
 JSON = "application/json"
 _TURN_S = 0.005
-_TOLD_AT_ONCE = 64
-_PACE_S, _MOST_PACES = 0.001, 50
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,11 @@ async def read_arrow(model: Model, watch: Watch, body: bytes, limits: LimitsSett
     try:
         table = batch_arrow.decode(body, limits.batch_rows)
         require_schema(model, (table.schema.metadata or {}).get(b"schema_hash", b"").decode("latin-1")[:80])
-        inputs, errors = batch_arrow.inputs_of(table, model.bundle, watch.needs_time, model.correction)
+        inputs, errors = batch_arrow.inputs_of(table, model.bundle, watch.needs_time)
     except batch_arrow.ArrowFault as fault:
         raise FieldError("", "arrow", str(fault)) from None
+    turns = _Turns(call)
+    await batch_arrow.correct(table, inputs, errors, model.correction, turns.next)
     kept = np.array([row for row, error in enumerate(errors) if error is None], np.int64)
     traces: list[str | None] = [None] * len(errors)
     if not kept.size:
@@ -126,7 +126,7 @@ async def read_arrow(model: Model, watch: Watch, body: bytes, limits: LimitsSett
     given, rulings = inputs.regime, watch.rulings(inputs.ts_close)
     if given.ndim == 3:
         asked = None if rulings is None else asked_rows(rulings, inputs.accounts)
-        inputs = with_regime(inputs, await _Turns(call).regimes(model, given, asked))
+        inputs = with_regime(inputs, await turns.regimes(model, given, asked))
     return RowsRead(inputs, kept, errors, traces, given, rulings)
 
 
@@ -138,7 +138,7 @@ def with_regime(inputs: BatchInputs, regime: AnyArray) -> BatchInputs:
 async def decide_passes(model: Model, watch: Watch, inputs: BatchInputs, rulings: Rulings | None, pass_rows: int,
                         call: Call) -> BatchDecisions:
     """Decide in passes of at most `pass_rows`; between them others get their turn, and the deadline
-    is looked at. `rulings`: what forbade rows when they were read."""
+    is looked at. `rulings`: what forbade rows when they were read; what holds at the end counts for all."""
     parts, whole = [], len(inputs) <= pass_rows
     for first in range(0, len(inputs), pass_rows):
         if first:
@@ -149,8 +149,10 @@ async def decide_passes(model: Model, watch: Watch, inputs: BatchInputs, rulings
                                        None if rulings is None else rulings[here]))
     if len(parts) == 1:
         return parts[0]
-    return BatchDecisions(**{name: np.concatenate([getattr(part, name) for part in parts])
-                             for name in vars(parts[0])})
+    decided = BatchDecisions(**{name: np.concatenate([getattr(part, name) for part in parts])
+                                for name in vars(parts[0])})
+    watch.overrule_rows(decided, inputs)
+    return decided
 
 
 def only_finite(read: RowsRead, decided: BatchDecisions, arrow: bool) -> tuple[RowsRead, BatchDecisions | None]:
@@ -169,34 +171,12 @@ def only_finite(read: RowsRead, decided: BatchDecisions, arrow: bool) -> tuple[R
     return RowsRead(read.inputs.rows(pick), read.kept[pick], errors, read.traces, given), decided.rows(pick)
 
 
-Tell = Callable[[DecisionInputs, Decision, str], None]
-
-
-async def tell_rows(read: RowsRead, decided: BatchDecisions, trace_id: str, tell: Tell, hub: StreamHub) -> None:
-    """Tell the stream and the shadow of every row, as if it had come alone, its regime window included: the shadow
-    has an RDE of its own. Some rows at a time, so that the stream's clients can read along."""
-    inputs = read.inputs
-    assert inputs is not None
-    at_once = max(1, min(_TOLD_AT_ONCE, hub.settings.queue // 4))
-    for at, row in enumerate(read.kept.tolist()):
-        if at and at % at_once == 0:
-            await _let_read(hub)
-        sin, cos = inputs.clock[at].tolist()
-        distance, strength = inputs.lvn[at].tolist()
-        market = MarketState(float(inputs.close[at]), float(inputs.atr[at]), (sin, cos), inputs.synergy[at],
-                             (distance, strength), int(inputs.ts_close[at]) or None)
-        one = DecisionInputs(inputs.strategic[at], inputs.tactical[at], read.regimes[at], market,
-                             inputs.accounts[at], int(inputs.seeds[at]))
-        tell(one, decided.decision(at), read.traces[row] or f"{trace_id}-{row}")
-
-
-async def _let_read(hub: StreamHub) -> None:
-    """A turn for the stream's clients, and some milliseconds more if one is half its queue behind."""
-    await asyncio.sleep(0)
-    for _ in range(_MOST_PACES):
-        if hub.backlog() <= hub.settings.queue // 2:
-            return
-        await asyncio.sleep(_PACE_S)
+def opened_ns(read: RowsRead, decided: BatchDecisions | None) -> int | None:
+    """The oldest bar's close on which a row opens a position; see serving.calls.Call."""
+    if decided is None or read.inputs is None:
+        return None
+    opened = read.inputs.ts_close[decided.reasons == REASON_CODE[Reason.EXECUTE]]
+    return int(opened.min()) if opened.size else None
 
 
 def write_json(read: RowsRead, decided: BatchDecisions | None, model_id: str, call: Call) -> bytes:

@@ -27,13 +27,15 @@ _LONGEST_PATH = 200
 @dataclass
 class Call:
     """A request. Times are of time.perf_counter_ns; `deadline_ms` counts from `began_ns`; `notes` go to the
-    log."""
+    log. `opens_ns`: when the oldest bar closed on which its answer opens a position, ns UTC, 0 where that is not
+    told; None: it opens none."""
 
     trace_id: str
     flags: str = "00"
     began_ns: int = field(default_factory=time.perf_counter_ns)
     deadline_ms: float = float("inf")
     notes: dict[str, Any] = field(default_factory=dict)
+    opens_ns: int | None = None
 
     def age_ms(self) -> float:
         """Milliseconds since the request began."""

@@ -1,7 +1,8 @@
 """Idempotency keys: a request repeated with the same key gets the same answer, and is not worked on twice.
 
 Decisions are pure, but a model may be switched between a request and its repetition: the key keeps the answer that
-was given first. Keys belong to their user.
+was given first. An answer that opens a position says on which bar, so that it is not repeated once that is
+forbidden (serving.routes.answering). Keys belong to their user.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """An answer as it was sent."""
+    """An answer as it was sent; `opens_ns` as of serving.calls.Call."""
 
     status: int
     body: bytes
     media_type: str
     headers: tuple[tuple[str, str], ...] = ()
+    opens_ns: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from algospace.config import FrozenConfig
+from algospace.execution.decision import Reason
 from serving.admission import Admission
 from serving.backends import BackendName
 from serving.batch import BatchInputs
@@ -24,9 +25,9 @@ from serving.batch_service import (
     JSON,
     decide_passes,
     only_finite,
+    opened_ns,
     read_arrow,
     read_json,
-    tell_rows,
     write_arrow,
     write_json,
 )
@@ -48,6 +49,7 @@ from serving.reading import FieldError, decision_inputs, faults
 from serving.schemas import DecideRequest, DecideResponse
 from serving.security.settings import SecuritySettings
 from serving.stream import StreamHub, StreamSettings
+from serving.telling import Telling, told_rows
 
 _LOG = structlog.get_logger("serving")
 
@@ -77,6 +79,7 @@ class Service:
         self.champion = Model(bundle, settings.backends)
         self.shadow: Model | None = None
         self.hub = StreamHub(settings.stream)
+        self.telling = Telling(self.hub)
         self.life = Lifecycle(self, settings.lifecycle, settings.backends)
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
@@ -121,6 +124,8 @@ class Service:
         self._count(1)
         self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
+        if decision.reason is Reason.EXECUTE:
+            call.opens_ns = inputs.market.ts_close_ns or 0
         behind_the_answer(self.life.decided, model, inputs, decision, trace_id, latency_ms)
         return DecideResponse.of(decision, model.id, trace_id, latency_ms, inputs.gate)
 
@@ -133,8 +138,9 @@ class Service:
                             error.status)
 
     async def decide_batch(self, body: bytes, media_type: str, call: Call) -> Response:
-        """Answer a batch in the form it came in: JSON or an Arrow stream."""
+        """Answer a batch in the form it came in: JSON or an Arrow stream. Its rows are told behind the answer."""
         call.check("the request waited")
+        await self.telling.room(call)
         self.life.check()
         started = time.perf_counter_ns()
         model, limits = self.champion, self.settings.service
@@ -154,11 +160,13 @@ class Service:
         self._count(len(read.kept))
         self.metrics.decided_batch(reason_counts(decided), latency_ms / 1e3)
         call.notes |= {"rows": len(read.errors), "decided": len(read.kept), "model": model.id[:12]}
+        call.opens_ns = opened_ns(read, decided)
         content = (write_arrow if arrow else write_json)(read, decided, model.id, call)
         if decided is not None and limits.stream_batches:
             each = latency_ms / len(read.kept)
-            await tell_rows(read, decided, call.trace_id, lambda inputs, decision, trace_id: self.life.decided(
-                model, inputs, decision, trace_id, each), self.hub)
+            self.telling.begin(told_rows(read, decided, model.id, call.trace_id),
+                               lambda inputs, decision, trace_id: self.life.decided(
+                                   model, inputs, decision, trace_id, each))
         return Response(content, 200, {"x-trace-id": call.trace_id}, MEDIA_TYPE if arrow else JSON)
 
     def _warm_up_batches(self) -> None:

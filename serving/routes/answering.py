@@ -39,17 +39,17 @@ async def answer(service: Service, request: Request, accepted: tuple[str, ...], 
         media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if media_type not in accepted:
             raise Refused(415, f"send {' or '.join(accepted)}, not {media_type[:100]}")
-        key = _key(request, service.kill.state.revision)
+        text = _key_text(request)
         body = await _body(request, most_bytes)
     except Refused as refusal:
         return refusal_answer(refusal)
     except ClientDisconnect:
         return Response(status_code=_CLIENT_GONE)
     try:
-        if key is None:
+        if text is None:
             return await work(body, media_type, call)
         digest = hashlib.sha256(media_type.encode() + b"\0" + body).digest()
-        return await _once(service, key, digest, lambda: work(body, media_type, call), call)
+        return await _Once(service, request, text, digest, call).answer(lambda: work(body, media_type, call))
     except Refused as refusal:
         return refusal_answer(refusal)
     except Exception as error:  # noqa: BLE001  # answered in the one form of faults; the log has the rest
@@ -68,47 +68,84 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _key(request: Request, revision: int) -> Key | None:
-    """The idempotency key, as its user's own; Refused (400) if it is none. Answers are repeated while the kill
-    switch stays as it is (`revision`): an EXECUTE from before it was thrown is not given again behind it."""
+def _key_text(request: Request) -> str | None:
+    """The idempotency key; Refused (400) if it is none."""
     key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 1 <= len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
+    if key is not None and not (1 <= len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
         raise Refused(400, f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters")
-    principal: Any = request.scope.get("state", {}).get("principal")
-    return Key(principal.user if principal else "", f"{request.scope['path']}\n{revision}\n{key}")
+    return key
 
 
 _NOT_STORED = {"idempotent-stored": "false"}
 
 
-async def _once(service: Service, key: Key, digest: bytes, work: Callable[[], Awaitable[Response]],
-                call: Call) -> Response:
-    """The stored answer, or a new one, which is stored if it is a success."""
-    store = service.answers(call)
-    begun = await store.begin(key, digest)
-    if begun.state == "conflict":
-        raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
-    if begun.state == "pending":
-        raise late("the first request with this Idempotency-Key is still being worked on")
-    if begun.answer is not None:
-        call.notes["replayed"] = True
-        kept = begun.answer
-        return _as_sent(kept, {"idempotent-replayed": "true"})
-    try:
-        response = await work()
-    except BaseException:
-        await store.abandon(key, digest)
-        raise
-    if response.status_code != 200:
-        await store.abandon(key, digest)
-        return response
-    headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
-    answer = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers)
-    first = await store.finish(key, digest, answer)
-    call.check("the answer was kept")
-    return _as_sent(first, {}) if first is not None else _as_sent(answer, _NOT_STORED)
+class _Once:
+    """One request with an idempotency key.
+
+    Answers are repeated while they may still be given. The switch's state is part of the key: what was answered
+    before it changed is not known behind that. An answer that opens a position is judged again before it leaves:
+    once its bar is too old or the market has closed, the request is decided anew, under a key of its own.
+    """
+
+    def __init__(self, service: Service, request: Request, text: str, digest: bytes, call: Call) -> None:
+        self._service, self._digest, self._call = service, digest, call
+        self._store = service.answers(call)
+        self._switch = service.kill.state
+        principal: Any = request.scope.get("state", {}).get("principal")
+        self._key = Key(principal.user if principal else "", "\n".join(
+            (request.scope["path"], str(self._switch.revision), str(self._switch.thrown), text)))
+
+    async def answer(self, work: Callable[[], Awaitable[Response]]) -> Response:
+        """The stored answer, or a new one, which is stored if it is a success."""
+        stored = await self._begin()
+        if stored is not None:
+            self._call.notes["replayed"] = True
+            return _as_sent(stored, {"idempotent-replayed": "true"})
+        try:
+            response = await work()
+            self._check_switch()
+        except BaseException:
+            await self._store.abandon(self._key, self._digest)
+            raise
+        if response.status_code != 200:
+            await self._store.abandon(self._key, self._digest)
+            return response
+        headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
+        mine = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers, self._call.opens_ns)
+        first = await self._store.finish(self._key, self._digest, mine)
+        self._call.check("the answer was kept")
+        self._check_switch()
+        sent = mine if first is None else first
+        if self._forbidden(sent):
+            raise late("the bar grew too old, or the market closed, while the answer was kept; it is not given")
+        return _as_sent(sent, {} if first is not None else _NOT_STORED)
+
+    async def _begin(self) -> StoredAnswer | None:
+        """The stored answer, if it may be given again; None: work. Refused if neither."""
+        while True:
+            begun = await self._store.begin(self._key, self._digest)
+            if begun.state == "conflict":
+                raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
+            if begun.state == "pending":
+                raise late("the first request with this Idempotency-Key is still being worked on")
+            if begun.answer is None:
+                return None
+            self._check_switch()
+            if not self._forbidden(begun.answer):
+                return begun.answer
+            # of a batch, rows on younger bars may open positions in the next answer, too: until none does
+            self._key = Key(self._key.user, f"{self._key.text}\n{begun.answer.opens_ns}")
+
+    def _forbidden(self, answer: StoredAnswer) -> bool:
+        """Whether it opens a position that may not be opened any more."""
+        opens_ns = answer.opens_ns
+        return opens_ns is not None and self._service.watch.ruling(opens_ns or None) is not None
+
+    def _check_switch(self) -> None:
+        """Refused (503) if the kill switch has changed since the request came: the next try is answered behind
+        that."""
+        if self._service.kill.state != self._switch:
+            raise late("the kill switch was changed meanwhile; no answer is given")
 
 
 def _as_sent(answer: StoredAnswer, more: dict[str, str]) -> Response:

@@ -152,10 +152,6 @@ def test_some_positions_are_closed_while_the_switch_is_thrown(client: TestClient
     found = alone(client, bundle, [at(one, OPEN_NS) for one in wanted])
     assert {"EXECUTE", "CLOSE"} <= {answer["reason"] for answer in free}
     assert {answer["reason"] for answer in found} == {"CLOSE", "KILL_SWITCH"}
-    turned = [place for place, (one, team) in enumerate(zip(wanted, free, strict=True))
-              if team["reason"] == "EXECUTE" and closes(one, team)]
-    assert turned, "no position is turned round"
-    assert {found[place]["reason"] for place in turned} == {"CLOSE"}
 
 
 @pytest.mark.parametrize(("thrown", "now", "age", "reason"), [
