@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from serving.access import PERMISSIONS, is_open
-from serving.batch_arrow import ANSWER, MEDIA_TYPE, batch_schema
+from serving.batch_arrow import ANSWER, GATE_ANSWER, MEDIA_TYPE, batch_schema
 from serving.bundle import Bundle
 from serving.schemas import (
     BarsRequest,
@@ -37,7 +37,9 @@ _FAULTS = {"400": "A header is malformed", "401": "No token, or one that is not 
            "503": "Busy, or the deadline has passed: no decision is given; Retry-After says when to come back"}
 _HEADERS = [
     ("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]*$"},
-     "The same key and body get the same answer, also after a switch of models; another body gets 409.",
+     "The same key and body get the same answer, also after a switch of models, but none from before the kill "
+     "switch was thrown or re-armed (503 if that happens meanwhile), and no EXECUTE once its bar is too old or "
+     "the market has closed: the request is then decided anew. Another body gets 409.",
      "order-17"),
     ("x-deadline-ms", {"type": "number", "exclusiveMinimum": 0},
      "Milliseconds that the answer is worth something; at most the service's own deadline.", 50),
@@ -60,10 +62,13 @@ def decide_described(bundle: Bundle, batch: bool) -> dict[str, Any]:
     gives = {"application/json": _content(response, answer)}
     if batch:
         takes[MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary", "description": (
-            "An uncompressed Arrow IPC stream; metadata `schema_hash`; columns: " + _columns(batch_schema(bundle))
-            + "; or regime_window instead of regime")}}
+            "An uncompressed Arrow IPC stream; metadata `schema_hash`; columns: "
+            + _columns(batch_schema(bundle, times=True, gates=True)) + "; or regime_window instead of regime. "
+            "ts_close_ns may be left out where preconditions.max_age_s is not set, the three gate columns where "
+            "no row's gate is corrected")}}
         gives[MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary", "description": (
-            "An Arrow IPC stream; metadata `model`, `trace_id`, `latency_ms`; columns: " + _columns(ANSWER))}}
+            "An Arrow IPC stream; metadata `model`, `trace_id`, `latency_ms`; columns: " + _columns(ANSWER)
+            + "; and where a row says where its gate stands: " + _columns(GATE_ANSWER))}}
     said = ("Content-Type chooses the form; the answer comes in the same. A row that is wrong gets `errors` "
             "(`error` in Arrow) and costs the others nothing."
             if batch else "Unknown fields, wrong types, NaN and infinities are refused; nothing is converted.")

@@ -17,7 +17,7 @@ from serving.access import PERMISSIONS, is_open
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.batch import BatchInputs
-from serving.batch_arrow import ANSWER, MEDIA_TYPE, encode, table_of
+from serving.batch_arrow import ANSWER, GATE_ANSWER, MEDIA_TYPE, batch_schema, encode, table_of
 from serving.bundle import Bundle
 from serving.client import request_of, row_of
 from serving.decider import DecisionInputs
@@ -365,6 +365,25 @@ def test_examples_are_answered_and_answers_are_as_described(client: TestClient) 
                            (405, client.get("/v1/decide")), (401, TestClient(client.app).get("/v1/model"))):
         assert answer.status_code == status
         jsonschema.validate(answer.json(), problem)
+
+
+def test_the_description_names_every_column_of_a_batch(client: TestClient, bundle: Bundle) -> None:
+    operation = described(client)["paths"]["/v1/decide/batch"]["post"]
+    asked = operation["requestBody"]["content"][MEDIA_TYPE]["schema"]["description"]
+    answered = operation["responses"]["200"]["content"][MEDIA_TYPE]["schema"]["description"]
+    for text, schema in ((asked, batch_schema(bundle, times=True, gates=True)), (answered, ANSWER),
+                         (answered, GATE_ANSWER)):
+        for field in schema:
+            assert f"{field.name} {field.type}" in text
+
+
+def test_the_description_says_which_answers_are_not_repeated(client: TestClient) -> None:
+    for path in ("/v1/decide", "/v1/decide/batch", "/v1/decide/bars"):
+        parameters = described(client)["paths"][path]["post"]["parameters"]
+        (text,) = (one["description"] for one in parameters if one["name"] == "Idempotency-Key")
+        assert "kill switch" in text
+        assert "too old" in text
+        assert "market has closed" in text
 
 
 def test_the_description_can_be_switched_off(bundle: Bundle) -> None:
