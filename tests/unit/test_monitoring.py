@@ -69,7 +69,8 @@ def test_the_rules_tests_find_a_rule_that_is_wrong(tmp_path: Path) -> None:
     shutil.copy(MONITORING / "rules_test.yaml", tmp_path)
     for right, wrong in (("accept_ratio:1h == 0", "accept_ratio:1h == 1"),
                          ("seconds:p99_5m > 0.03", "seconds:p99_5m > 9"),
-                         (" unless on() algospace:market_closed", "")):
+                         (" unless on() algospace:market_closed", ""),
+                         ("unless on() (max(max_over_time(algospace_kill_switch[1h])) == 1)", "")):
         assert text.count(right) == 1
         (tmp_path / "rules.yaml").write_text(text.replace(right, wrong))
         assert promtool("test", "rules", "rules_test.yaml", folder=tmp_path).returncode != 0, right
