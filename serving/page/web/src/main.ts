@@ -177,8 +177,9 @@ class Page {
   private follow(): void {
     const stream = new Stream(this.access.token ?? "", {
       message: (message) => {
-        if (message.type === "snapshot") this.store.snapshot(message.state);
+        if (message.type === "snapshot") this.store.snapshot(message.state, message.stream);
         else if (message.type === "delta") this.store.delta(message.topic, message.data);
+        if (message.type === "delta" && message.topic === "kill") void this.askHealth();
         if (message.type !== "heartbeat") this.changed();
       },
       state: (state, detail) => {
@@ -227,10 +228,11 @@ class Page {
     byId("detail").textContent = detail;
   }
 
-  /** What stops trading is told above everything else; text changes only with the switch, as it is read aloud. */
+  /** What stops trading is told above everything else, whether the stream or the service's health says so; text
+   * changes only with the switch, as it is read aloud. */
   private killSwitch(replaying: boolean): void {
     const known = this.store.kill;
-    const thrown = !replaying && (known ? known.thrown : this.health?.["kill_switch"] === true);
+    const thrown = !replaying && (known?.thrown === true || this.health?.["kill_switch"] === true);
     const by = known?.thrown ? `: ${known.user}, ${known.why}` : "";
     const text = thrown ? `Kill switch thrown${by}` : "";
     const badge = byId("kill");

@@ -45,6 +45,7 @@ export class Store {
   redraws = 0;
   /** Whether candles come from bars; otherwise they gather the prices of decisions. */
   hasBars = false;
+  private streamId = "";
   private readonly known = new Set<string>();
 
   clear(): void {
@@ -57,13 +58,14 @@ export class Store {
     this.risk = this.shadow = this.model = this.latencySummary = null;
     this.regime = null;
     this.kill = null;
+    this.streamId = "";
     this.hasBars = false;
     this.known.clear();
     this.redraws++;
   }
 
   /** A snapshot: what is known already stays, decisions that were missed are put in their places. */
-  snapshot(state: StreamState): void {
+  snapshot(state: StreamState, stream: string): void {
     const missed = (state.decisions ?? []).filter((d) => !this.known.has(keyOf(d)));
     for (const decision of missed) this.known.add(keyOf(decision));
     this.decisions = [...this.decisions, ...missed].sort((a, b) => a.ts_ns - b.ts_ns);
@@ -77,7 +79,9 @@ export class Store {
     this.shadow = state.shadow ?? this.shadow;
     this.latencySummary = state.latency ?? this.latencySummary;
     this.regime = state.regime ?? this.regime;
-    this.kill = state.kill ?? this.kill;
+    const kill = state.kill ?? null; // revisions of another stream may be of another service
+    this.kill = stream === this.streamId ? further(this.kill, kill) : kill;
+    this.streamId = stream;
     this.redraws++;
   }
 
@@ -91,7 +95,7 @@ export class Store {
     else if (topic === "model") this.switched(data);
     else if (topic === "shadow") this.compared(data);
     else if (topic === "latency") this.latencySummary = data;
-    else if (topic === "kill") this.kill = value as KillSwitch;
+    else if (topic === "kill") this.kill = further(this.kill, value as KillSwitch);
   }
 
   private decided(decision: Decision): void {
@@ -186,6 +190,13 @@ export class Store {
 
 export function seconds(ts_ns: number): number {
   return Math.floor(ts_ns / 1e9);
+}
+
+/** Which of two states of the kill switch counts, whichever was told last: the later change, and in doubt thrown. */
+function further(one: KillSwitch | null, other: KillSwitch | null): KillSwitch | null {
+  if (!one || !other) return one ?? other;
+  const ahead = other.revision - one.revision || Number(other.thrown) - Number(one.thrown);
+  return ahead > 0 ? other : one;
 }
 
 function number(value: unknown): number {

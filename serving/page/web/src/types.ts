@@ -61,6 +61,7 @@ export interface Performance {
 /** The kill switch as it was changed last: while it is thrown no position is opened. */
 export interface KillSwitch {
   thrown: boolean;
+  revision: number;
   user: string;
   why: string;
   at_ns: number;
