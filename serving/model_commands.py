@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,12 @@ Source = Annotated[str, typer.Argument(help="A bundle's folder on the service's 
                                             "models:/NAME/VERSION or, to promote it, the word shadow.")]
 _HERE = "http://127.0.0.1:8000"
 _TIMEOUT_S = 600.0
+_COME_BACK = (429, 502, 503, 504)
+
+
+class NotAnswered(ConfigError):
+    """The service has not taken the order: no connection, no room, or nobody behind the proxy. It may be repeated
+    where a second time does no harm."""
 
 
 def register(app: typer.Typer) -> None:
@@ -100,9 +107,10 @@ def _switch(url: str, token_file: Path | None, order: dict[str, Any], as_json: b
         raise typer.Exit(1)
 
 
-def ask_service(url: str, token_file: Path | None, method: str, path: str, body: Any = None) -> dict[str, Any]:
+def ask_service(url: str, token_file: Path | None, method: str, path: str, body: Any = None,
+                seconds: float = _TIMEOUT_S) -> dict[str, Any]:
     """The service's answer; a refusal for the state that it is in (409) is one, everything else that is no success
-    a ConfigError."""
+    a ConfigError, NotAnswered where it may come later."""
     from serving.auth import TOKEN_VARIABLE, resolve_token
 
     token, made_up = resolve_token(token_file)
@@ -112,7 +120,7 @@ def ask_service(url: str, token_file: Path | None, method: str, path: str, body:
         url.rstrip("/") + path, method=method, data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
             return dict(json.loads(answer.read()))
     except urllib.error.HTTPError as error:
         try:
@@ -121,9 +129,12 @@ def ask_service(url: str, token_file: Path | None, method: str, path: str, body:
             refused = {}
         if error.code == 409 and method == "POST":
             return refused
-        raise ConfigError(f"{url}: {error.code}, {refused.get('detail', error.reason)}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{url}: no answer ({error}); is the service running there?") from None
+        kind = NotAnswered if error.code in _COME_BACK else ConfigError
+        raise kind(f"{url}: {error.code}, {refused.get('detail', error.reason)}") from None
+    except (OSError, HTTPException) as error:
+        raise NotAnswered(f"{url}: no answer ({error}); is the service running there?") from None
+    except ValueError as error:
+        raise ConfigError(f"{url}: an answer of something else ({error})") from None
 
 
 def _figure(value: float | None) -> str:

@@ -23,7 +23,8 @@ class SwitchOrder(BaseModel):
 
 class SwitchStatus(BaseModel):
     """Whether it is thrown, who changed it last, why, when (ns UTC); how often it was changed. `latched`: whether
-    that outlives the service (null: no file is configured). `shared`: whether the other replicas know."""
+    that outlives the service (null: no file is configured). `shared`: whether the hub has it, from which the other
+    replicas hear of it; one that cannot for ten seconds opens no position."""
 
     thrown: bool
     user: str
@@ -32,6 +33,19 @@ class SwitchStatus(BaseModel):
     revision: int
     latched: bool | None = None
     shared: bool | None = None
+
+
+_BUSY = {"description": "No room, or the replica is ending: nothing is thrown. Ask again until it is; throwing it "
+                        "twice does no harm. Retry-After says when",
+         "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}}
+_KILL: dict[int | str, dict[str, Any]] = {
+    409: {"description": "Not given: throwing what is thrown changes nothing and is answered with 200"},
+    503: _BUSY}
+_REARM: dict[int | str, dict[str, Any]] = {
+    409: {"description": "It is not thrown; or the same user threw it; or somebody else was faster, or has thrown "
+                         "it again meanwhile"},
+    503: _BUSY | {"description": "The other replicas cannot be asked, or there is no room: it may still be "
+                                 "thrown. Look at GET /v1/kill and ask again; Retry-After says when"}}
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -47,12 +61,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return service.kill.status()
 
     @app.post("/v1/kill", summary="Let no position be opened, on any replica, until somebody re-arms",
-              response_model=SwitchStatus)
+              response_model=SwitchStatus, responses=_KILL)
     async def kill(order: SwitchOrder, request: Request) -> dict[str, Any]:
         return await service.kill.throw(user_of(request), order.why)
 
     @app.post("/v1/rearm", summary="Let positions be opened again; with signed tokens a second person has to ask",
-              response_model=SwitchStatus)
+              response_model=SwitchStatus, responses=_REARM)
     async def rearm(order: SwitchOrder, request: Request) -> Any:
         try:
             return await service.kill.rearm(user_of(request), order.why, second_person=signed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import urllib.error
@@ -77,3 +78,52 @@ def test_what_is_not_so_is_said(call: Runner, service: Service, monkeypatch: pyt
     assert service.kill.thrown
     code, _, err = call("kill", "")
     assert code == 2
+
+
+def test_a_busy_service_is_asked_again_until_it_is_thrown(call: Runner, service: Service,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kill_commands, "_PAUSE_S", 0.01)
+    through, tries = urllib.request.urlopen, []
+    faults: list[Exception] = [
+        urllib.error.HTTPError("u", 503, "busy", Message(), io.BytesIO(b"no room")), ConnectionResetError("reset"),
+        urllib.error.URLError("refused"), http.client.RemoteDisconnected("gone"), TimeoutError("slow")]
+    waiting = list(faults)
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
+        tries.append(timeout)
+        if waiting:
+            raise waiting.pop(0)
+        return through(request, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    code, out, err = call("kill", "odd fills")
+    assert (code, service.kill.thrown) == (0, True)
+    assert out.startswith("thrown by ")
+    assert len([line for line in err.splitlines() if line.startswith("tried again: ")]) == len(faults)
+    assert max(tries) <= 5.0
+    monkeypatch.setattr(kill_commands, "_PATIENCE_S", 0.05)
+    waiting += faults[1:] * 50
+    code, _, err = call("kill", "odd fills")
+    assert (code, "no answer" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("word", "path"), [("kill", "throw"), ("rearm", "rearm")])
+def test_an_answer_that_is_not_what_was_ordered_is_no_success(
+        call: Runner, service: Service, monkeypatch: pytest.MonkeyPatch, word: str, path: str) -> None:
+    async def other(*_: Any, **__: Any) -> dict[str, Any]:
+        return service.kill.status() | {"thrown": word != "kill", "user": "eve", "why": "faster", "shared": True}
+
+    monkeypatch.setattr(service.kill, path, other)
+    code, _, err = call(word, "odd fills")
+    assert (code, "meanwhile by eve: faster" in err) == (1, True)
+
+
+def test_the_description_says_what_the_routes_answer(service: Service) -> None:
+    app = FastAPI()
+    routes.add_routes(app, service)
+    paths = app.openapi()["paths"]
+    for path in ("/v1/kill", "/v1/rearm"):
+        found = paths[path]["post"]["responses"]
+        assert "Idempotency" not in found["409"]["description"]
+        assert "ask again" in found["503"]["description"].lower()
+        assert "Retry-After" in found["503"]["headers"]
