@@ -6,6 +6,7 @@ threads. Who may use which route: serving.access.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +33,9 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(service.kill.watch_file())
         yield
+        watching.cancel()
         service.drain()
         await service.telling.end()
         service.life.close()

@@ -10,11 +10,13 @@ With one replica, or without Ray, none of this is needed.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -22,8 +24,8 @@ import structlog
 from algospace.errors import InternalError
 from serving.aliases import Aliases
 from serving.idempotency import Begun, Key, StoredAnswer, make_table
-from serving.kill_switch import SwitchState
-from serving.lifecycle import NotSwitched
+from serving.kill_state import SwitchState
+from serving.lifecycle import SWITCH, NotSwitched
 from serving.limits import LimitsSettings
 from serving.metrics import Readings, tell_figures
 from serving.service import Service
@@ -40,7 +42,7 @@ _ANSWER_S = _POLL_S
 """How long the actor may take for what it knows: a page, a scrape or a report waits for it."""
 _RETRY_S = 0.2
 _MOST_TRIES = 3
-_VITAL = frozenset({"send", "receive", "switch"})
+_VITAL = frozenset({"send", "receive", SWITCH})
 _LONGEST_RETRY_S = 30.0
 """What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
 _MOST_WAITING = 20_000
@@ -129,11 +131,13 @@ class HubBody:
 
     async def switch(self, mine: SwitchState, wait_s: float) -> SwitchState:
         """The kill switch as it counts now that `mine` is known; if nothing is news to the replica, after `wait_s`
-        at most."""
+        at most. Every change is told in the stream once, here: whoever made it may not live to tell of it."""
         if mine.beats(self._switch):
             self._switch, news = mine, self._switched
             self._switched = asyncio.Event()
             news.set()
+            self._log.append("kill", time.time_ns(), asdict(mine))
+            self._tell()
         if wait_s > 0.0 and not self._switch.beats(mine):
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -218,11 +222,12 @@ class HubLink:
         await self._attach()
         if self._service.life.last_failure is not None:
             raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
+        self._service.kill.link = self
         await self._follow_switch(0.0)
-        self._service.life.link = self._service.kill.link = self
+        self._service.life.link = self
         self._tasks = [asyncio.create_task(self._keep("send", self._send)),
                        asyncio.create_task(self._keep("receive", self._receive)),
-                       asyncio.create_task(self._keep("switch", lambda: self._follow_switch(_POLL_S))),
+                       asyncio.create_task(self._keep(SWITCH, lambda: self._follow_switch(_POLL_S))),
                        asyncio.create_task(self._keep("figures", lambda: tell_figures(self._service, self)))]
 
     async def stop(self) -> None:
@@ -354,9 +359,13 @@ class HubLink:
             await self._follow(self._behind)
 
     async def _follow_switch(self, wait_s: float) -> None:
-        """Tell mine, hear what counts, obey it."""
+        """Tell mine, hear what counts, obey it. An error once nothing has been heard for `_SILENCE_S`: then this
+        replica opens no position (Service.opens_nothing)."""
         kill = self._service.kill
-        kill.adopt(await _patiently("switch", lambda: self._actor.switch.remote(kill.state, wait_s)))
+        before = kill.state
+        kill.hear(await _patiently("switch", lambda: self._actor.switch.remote(kill.state, wait_s), _SILENCE_S))
+        if kill.state is not before:
+            await kill.latch()
 
     async def _follow(self, aliases: Aliases) -> None:
         """Follow, or remember to try again: later each time, and at once when the aliases change."""
@@ -368,16 +377,20 @@ class HubLink:
         self._retry_s = min(2.0 * self._retry_s, _LONGEST_RETRY_S)
 
 
-async def _patiently(what: str, call: Any) -> Any:
-    """The call's result; while the actor is away, it is repeated. HubSilent if it does not answer."""
+async def _patiently(what: str, call: Any, away_s: float = math.inf) -> Any:
+    """The call's result; while the actor is away, it is repeated, for `away_s` at most. HubSilent if it does not
+    answer."""
     from ray.exceptions import RayActorError
 
+    since = time.monotonic()
     while True:
         try:
             async with asyncio.timeout(_SILENCE_S):
                 return await call()
         except RayActorError as error:
             _LOG.warning("hub_away", error=type(error).__name__)
+            if time.monotonic() - since >= away_s:
+                raise HubSilent(what, away_s) from None
             await asyncio.sleep(_RETRY_S)
         except TimeoutError:
             raise HubSilent(what, _SILENCE_S) from None

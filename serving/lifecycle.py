@@ -40,6 +40,8 @@ _LATENCIES = 2048
 _NOTE_WAIT_S = 20.0
 """So long the answer to a switch waits to tell what the registry said."""
 PRESENT_SHADOW = "shadow"
+SWITCH = "switch"
+"""In `Lifecycle.broken_links`: this replica does not hear of the kill switch."""
 BEHIND = "not on the champion that the replicas agreed on; GET /v1/model says why"
 
 

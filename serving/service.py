@@ -39,7 +39,7 @@ from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
 from serving.kill_switch import KillSwitch
-from serving.lifecycle import Lifecycle, LifecycleSettings, behind_the_answer
+from serving.lifecycle import SWITCH, Lifecycle, LifecycleSettings, behind_the_answer
 from serving.limits import LimitsSettings
 from serving.logs import LogSettings
 from serving.metrics import Metrics, MetricsSettings, reason_counts
@@ -83,7 +83,7 @@ class Service:
         self.life = Lifecycle(self, settings.lifecycle, settings.backends)
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
-        self.watch = Watch(settings.preconditions, bundle.instrument.session, lambda: self.kill.thrown)
+        self.watch = Watch(settings.preconditions, bundle.instrument.session, self.opens_nothing)
         self.admission = Admission()
         self.draining = False
         self.metrics = Metrics(settings.metrics)
@@ -93,6 +93,10 @@ class Service:
         self.decisions = 0
         self.last_ns: int | None = None
         self._warm_up_batches()
+
+    def opens_nothing(self) -> bool:
+        """Whether the kill switch is thrown, or may be: this replica cannot hear of it."""
+        return self.kill.thrown or SWITCH in self.life.broken_links
 
     def decide(self, body: bytes, call: Call | None = None) -> Response:
         """Answer one request. Refused (503) if it is past its deadline before the work, or after it."""

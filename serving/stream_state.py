@@ -18,6 +18,11 @@ Topic = Literal["decision", "market", "trade", "risk", "performance", "model", "
 TOPICS: frozenset[str] = frozenset(get_args(Topic))
 
 
+def _rank(kill: dict[str, Any]) -> tuple[int, bool]:
+    """What counts of two states of the kill switch, whichever was told last (serving.kill_state)."""
+    return kill.get("revision", 0), kill.get("thrown", False)
+
+
 def data_text(data: dict[str, Any]) -> str:
     """What an event carries as JSON; ValueError or TypeError if it is none."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
@@ -70,7 +75,7 @@ class StreamState:
         elif topic == "latency":
             self.latency = data
         elif topic == "kill":
-            self.kill = data
+            self.kill = data if self.kill is None else max(self.kill, data, key=_rank)
 
     def text(self) -> str:
         """The state as JSON."""

@@ -125,7 +125,6 @@ def test_all_replicas_obey_whichever_was_told(bundle: Bundle, monkeypatch: pytes
 def test_it_survives_the_actor_and_an_actor_that_is_away(bundle: Bundle, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
-    monkeypatch.setattr("serving.kill_switch._SHARE_S", 0.2)
 
     async def play() -> None:
         actor = Remote(SETTINGS)
