@@ -16,7 +16,7 @@ from serving.aliases import Aliases, ModelRef
 from serving.bundle import Bundle
 from serving.calls import Call
 from serving.hub_actor import _RETRY_S, HubBody, HubLink, HubSilent
-from serving.idempotency import Key
+from serving.idempotency import Key, StoredAnswer
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.routes import model
 from serving.service import AppSettings, Service
@@ -167,10 +167,11 @@ def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
                 await service.life.switch(Order(source=str(bundles[1].directory)), "x")
             assert no.value.status == 503
             key = Key("ann", "k")
-            for name, call in {"replicas": link.replicas(), "reports": link.reports(),
-                               "report": link.report({}, 1.0), "begin_answer": link.begin_answer(key, b"a"),
-                               "abandon_answer": link.abandon_answer(key, b"a"),
-                               "switch": link.agree_on_switch(service.kill.state)}.items():
+            for name, call in [("replicas", link.replicas()), ("reports", link.reports()),
+                               ("report", link.report({}, 1.0)), ("answers", link.begin_answer(key, b"a")),
+                               ("answers", link.finish_answer(key, b"a", StoredAnswer(200, b"", "text/plain"))),
+                               ("answers", link.abandon_answer(key, b"a")),
+                               ("switch", link.agree_on_switch(service.kill.state))]:
                 with pytest.raises(HubSilent, match=f"that the replicas share has not answered '{name}'"):
                     await call
             with pytest.raises(HubSilent, match="'attach'"):

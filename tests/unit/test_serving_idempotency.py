@@ -152,15 +152,17 @@ class Actor:
 
     async def begin_answer(self, key: Key, digest: bytes) -> Begun:
         await self._reach()
-        return await self.body.begin_answer(key, digest)
+        begun: Begun = (await self.body.answers([("begin", (key, digest))]))[0]
+        return begun
 
     async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
         await self._reach()
-        return await self.body.finish_answer(key, digest, answer)
+        kept: StoredAnswer | None = (await self.body.answers([("finish", (key, digest, answer))]))[0]
+        return kept
 
     async def abandon_answer(self, key: Key, digest: bytes) -> None:
         await self._reach()
-        await self.body.abandon_answer(key, digest)
+        await self.body.answers([("abandon", (key, digest))])
 
 
 def test_replicas_share_answers_and_work_on_without_the_actor() -> None:
