@@ -114,7 +114,7 @@ class Service:
         except FieldError as error:
             return self._refused(error)
         answer = self.decided(model, inputs, request.trace_id or call.trace_id, started, call)
-        return Response(answer.model_dump_json(), 200, {"x-trace-id": answer.trace_id}, JSON)
+        return Response(answer.model_dump_json(exclude_none=True), 200, {"x-trace-id": answer.trace_id}, JSON)
 
     def decided(self, model: Model, inputs: DecisionInputs, trace_id: str, started_ns: int,
                 call: Call) -> DecideResponse:
