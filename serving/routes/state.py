@@ -94,7 +94,8 @@ async def _decide_bars(service: Service, states: FeatureStates, work: Threads, b
         decided: dict[str, Any] = {"decision": None, "why": str(error), "row_ts_close_ns": None}
     else:
         decision = service.decided(model, inputs, trace_id, started, call)
-        decided = {"decision": decision.model_dump(exclude_none=True), "why": None, "row_ts_close_ns": int(market.ts_close[-1])}
+        decided = {"decision": decision.model_dump(exclude_none=True), "why": None,
+                   "row_ts_close_ns": int(market.ts_close[-1])}
     return JSONResponse(_told(state) | decided, 200, {"x-trace-id": trace_id})
 
 
