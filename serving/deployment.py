@@ -31,10 +31,10 @@ from serving.app import create_app
 from serving.auth import token_digest
 from serving.ending import end_process, haproxy_processes, shut_serve
 from serving.hub_actor import HubLink, close_hub, open_hub
-from serving.lifecycle import find_bundle
 from serving.logs import configure_logs
 from serving.security.gate import make_authenticator
 from serving.service import AppSettings
+from serving.sources import find_bundle
 
 APPLICATION = "algospace"
 _LOG = structlog.get_logger(__name__)
@@ -230,7 +230,7 @@ def start_service(source: Path | str, token: str, port: int | None = None,
 
 
 def build_application(source: str, digest: bytes, settings: ServeSettings) -> Any:
-    """The Serve application (for `serve.run`). `source`: as serving.lifecycle.find_bundle gives it."""
+    """The Serve application (for `serve.run`). `source`: as serving.sources.find_bundle gives it."""
     from ray import serve
     from ray.serve.config import BackpressureConfig
 

@@ -56,7 +56,7 @@ class LifecycleSettings(FrozenConfig):
     min_shadow_decisions: int = Field(default=0, ge=0)
     """Comparisons that the present shadow needs before it can be promoted."""
     cache: Path | None = None
-    """Folder of downloaded bundles; a temporary one by default."""
+    """Folder of downloaded bundles; by default `algospace/bundles` in the user's cache."""
     shadow_queue: int = Field(default=64, ge=1)
     """Requests that may wait for the shadow; more are dropped and counted."""
 
@@ -97,18 +97,6 @@ class Link(Protocol):
     async def replicas(self) -> dict[str, str]:
         """Replica -> the champion it runs."""
         ...
-
-
-def find_bundle(source: str, settings: LifecycleSettings) -> tuple[Bundle, str]:
-    """The bundle that a folder or `models:/...` means, and what to ask for to get the same again anywhere.
-
-    An alias may be moved at any time; the second value names the version that it stands for now.
-    """
-    if not is_registry_uri(source):
-        bundle = load_bundle(source)
-        return bundle, str(bundle.directory.resolve())
-    found = Registry(settings.registry, settings.name, settings.cache).fetch(source)
-    return load_bundle(found.folder), f"models:/{found.name}/{found.version}"
 
 
 class Lifecycle:

@@ -49,15 +49,20 @@ class Registry:
     """
 
     def __init__(self, uri: str | None, name: str, cache: Path | None) -> None:
-        self._uri, self._name, self._cache = uri, name, cache
+        self._uri, self._name = uri, name
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._cache = cache or home / "algospace" / "bundles"
 
     def fetch(self, source: str) -> Found:
         """Download the bundle that `source` means, unless it is here already."""
         if not _URI.fullmatch(source):
             raise ConfigError(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")
-        if self._cache is None:
-            self._cache = Path(tempfile.mkdtemp(prefix="algospace-bundles-"))
         return Found(**self._ask("fetch", source=source, cache=str(self._cache)))
+
+    def kept(self, bundle: str) -> Path | None:
+        """The folder of a bundle that was downloaded before, by its id; nobody is asked."""
+        folder = self._cache / bundle
+        return folder if (folder / _ID).is_file() else None
 
     def checks(self, ref: ModelRef) -> tuple[Check, ...]:
         """The checks recorded for a bundle; a failed one says so where nothing is recorded."""

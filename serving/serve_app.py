@@ -17,8 +17,8 @@ from algospace.config import FrozenConfig, load_config, read_yaml
 from algospace.errors import ConfigError
 from serving.auth import TOKEN_VARIABLE, resolve_token, token_digest
 from serving.deployment import ServeSettings, build_application
-from serving.lifecycle import find_bundle
 from serving.security.settings import refuse_secrets
+from serving.sources import find_bundle
 
 
 class Arguments(FrozenConfig):

@@ -15,10 +15,11 @@ from algospace.errors import ConfigError
 from serving import mlflow_source
 from serving.aliases import ModelRef
 from serving.bundle import Bundle, load_bundle
-from serving.lifecycle import LifecycleSettings, NotSwitched, Order, find_bundle
+from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.mlflow_source import CHECKS, Registry
 from serving.serve_app import build
 from serving.service import AppSettings, Service
+from serving.sources import find_bundle
 from tests.serving_market import random_bundle
 from training.promotion import MODEL, _alarm, _beats_baselines, _control, _deflated_sharpe, _gate
 from training.tracking import Tracker, TrackingConfig
@@ -89,11 +90,15 @@ def test_a_service_starts_from_an_alias_and_stays_at_its_version(
     uri, bundles = registered
     here = LifecycleSettings(registry=uri, cache=tmp_path / "cache")
     bundle, source = find_bundle(f"models:/{MODEL}@candidate", here)
-    assert (bundle.id, source) == (bundles[1].id, f"models:/{MODEL}/2")
+    assert (bundle.id, source) == (bundles[1].id, f"models:/{MODEL}/2#{bundles[1].id}")
     elsewhere = here.model_copy(update={"cache": tmp_path / "other"})
     again, same = find_bundle(source, elsewhere)
     assert (again.id, same) == (bundle.id, source)
     assert again.directory != bundle.directory
+    away = here.model_copy(update={"registry": None})  # a replica that is started while MLflow is away
+    assert find_bundle(source, away)[0].id == bundle.id
+    with pytest.raises(ConfigError, match=f"holds bundle {bundle.id[:12]} now, the service was started with ffff"):
+        find_bundle(f"models:/{MODEL}/2#{'f' * 64}", here)
     folder = bundles[0].directory
     assert find_bundle(str(folder), LifecycleSettings())[1] == str(folder.resolve())
     config = tmp_path / "serve.yaml"
