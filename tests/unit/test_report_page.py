@@ -90,7 +90,7 @@ def test_a_broken_result_leaves_no_half_report(tmp_path):
     result["significance"]["probabilistic_sharpe"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_report(tmp_path / "out", result, curves_of(policy, others))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir()), "not even an empty folder"
 
 
 def test_equal_runs_give_equal_pages(tmp_path):
