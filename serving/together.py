@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from algospace.errors import InternalError
+
 Question = tuple[str, tuple[Any, ...]]
 """What is asked, and about what."""
 
@@ -57,6 +59,8 @@ class Together:
     async def _answer(self, together: list[tuple[Question, asyncio.Future[Any]]]) -> None:
         try:
             answers = await self._ask([question for question, _ in together])
+            if len(answers) != len(together):
+                raise InternalError(f"{len(together)} questions got {len(answers)} answers")
         except Exception as error:  # noqa: BLE001  # whoever asked gets it
             for _, mine in together:
                 if not mine.done():

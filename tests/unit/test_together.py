@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from algospace.errors import InternalError
 from serving.together import Pace, Question, Together
 
 
@@ -74,6 +75,18 @@ def test_a_fault_reaches_all_that_went_together_and_nobody_else() -> None:
         found = await asyncio.gather(together("begin", "bad"), together("begin", 2), return_exceptions=True)
         assert [type(one) for one in found] == [ConnectionError, ConnectionError]
         assert await together("begin", 3) == ("begin", 3)
+
+    asyncio.run(play())
+
+
+def test_answers_that_are_missing_leave_nobody_waiting() -> None:
+    async def ask(questions: Sequence[Question]) -> list[Any]:
+        return []
+
+    async def play() -> None:
+        async with asyncio.timeout(5.0):
+            with pytest.raises(InternalError, match="1 questions got 0 answers"):
+                await Together(ask, 0.01)("begin", 1)
 
     asyncio.run(play())
 
