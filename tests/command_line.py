@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from email.message import Message
+from typing import Any
 
 import pytest
 import typer
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from algospace import cli, commands
 
@@ -42,3 +49,26 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def against(add_routes: Callable[[FastAPI], None], monkeypatch: pytest.MonkeyPatch,
+            capsys: pytest.CaptureFixture[str], register: Callable[[typer.Typer], None]) -> Runner:
+    """`runner` for commands that talk to a service: their requests go to these routes instead of a socket, and
+    must carry the token."""
+    app = FastAPI()
+    add_routes(app)
+    client = TestClient(app)
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
+        assert request.get_header("Authorization") == "Bearer a-token-of-enough-length"
+        answer = client.request(request.method or "GET", request.full_url.removeprefix("http://service"),
+                                content=request.data, headers={"Content-Type": "application/json"})
+        if answer.status_code >= 400:
+            raise urllib.error.HTTPError(request.full_url, answer.status_code, "no", Message(),
+                                         io.BytesIO(answer.content))
+        return io.BytesIO(answer.content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+    run = runner(monkeypatch, capsys, register)
+    return lambda *words: run(*words, "--url", "http://service")

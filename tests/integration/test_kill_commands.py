@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from serving import kill_commands
 from serving.conditions import PreconditionsSettings
 from serving.routes import kill as routes
 from serving.service import AppSettings, Service
-from tests.command_line import Runner, runner
+from tests.command_line import Runner, against
 from tests.serving_market import random_bundle
 
 
@@ -32,23 +31,7 @@ def service(tmp_path: Path) -> Service:
 
 @pytest.fixture
 def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    """Runs a command whose requests go to the service's routes instead of a socket."""
-    app = FastAPI()
-    routes.add_routes(app, service)
-    client = TestClient(app)
-
-    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
-        answer = client.request(request.method or "GET", request.full_url.removeprefix("http://service"),
-                                content=request.data, headers={"Content-Type": "application/json"})
-        if answer.status_code >= 400:
-            raise urllib.error.HTTPError(request.full_url, answer.status_code, "no", Message(),
-                                         io.BytesIO(answer.content))
-        return io.BytesIO(answer.content)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
-    run = runner(monkeypatch, capsys, kill_commands.register)
-    return lambda *words: run(*words, "--url", "http://service")
+    return against(lambda app: routes.add_routes(app, service), monkeypatch, capsys, kill_commands.register)
 
 
 def test_thrown_and_rearmed(call: Runner, service: Service) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import urllib.error
-import urllib.request
-from email.message import Message
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from serving import model_commands
 from serving.lifecycle import LifecycleSettings
 from serving.routes import model as routes
 from serving.service import AppSettings, Service
-from tests.command_line import Runner, runner
+from tests.command_line import Runner, against
 from tests.serving_market import random_bundle
 
 
@@ -31,28 +24,12 @@ def service(tmp_path: Path) -> Service:
 
 @pytest.fixture
 def call(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    """Runs a command whose requests go to the service's routes instead of a socket."""
-    app = FastAPI()
-    routes.add_routes(app, service)
-    client = TestClient(app)
-
-    def urlopen(request: urllib.request.Request, timeout: float) -> Any:
-        assert request.get_header("Authorization") == "Bearer a-token-of-enough-length"
-        answer = client.request(request.method or "GET", request.full_url.removeprefix("http://service"),
-                                content=request.data, headers={"Content-Type": "application/json"})
-        if answer.status_code >= 400:
-            raise urllib.error.HTTPError(request.full_url, answer.status_code, "no", Message(),
-                                         io.BytesIO(answer.content))
-        return io.BytesIO(answer.content)
-
     def register(commands: typer.Typer) -> None:
         model_commands.register(commands)
         commands.command("other")(lambda: None)
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
-    run = runner(monkeypatch, capsys, register)
-    return lambda *words: run("model", *words, "--url", "http://service")
+    run = against(lambda app: routes.add_routes(app, service), monkeypatch, capsys, register)
+    return lambda *words: run("model", *words)
 
 
 def test_shadow_promote_and_rollback(call: Runner, service: Service, tmp_path: Path) -> None:
