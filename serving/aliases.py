@@ -33,12 +33,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Aliases:
-    """The state of a service's models; every change is a new one with the next `revision`."""
+    """The state of a service's models; every change is a new one with the next `revision`. `rolled_back`: the
+    champion came back by a roll-back."""
 
     champion: ModelRef
     shadow: ModelRef | None = None
     previous: ModelRef | None = None
     revision: int = 0
+    rolled_back: bool = False
 
     def promote(self, ref: ModelRef) -> Aliases:
         """`ref` is champion, the champion is previous; a shadow that was promoted is shadow no more."""
@@ -49,7 +51,8 @@ class Aliases:
         """Champion and previous change places; None without a previous one."""
         if self.previous is None:
             return None
-        return replace(self, champion=self.previous, previous=self.champion, revision=self.revision + 1)
+        return replace(self, champion=self.previous, previous=self.champion, revision=self.revision + 1,
+                       rolled_back=True)
 
     def with_shadow(self, ref: ModelRef | None) -> Aliases:
         """`ref` decides beside the champion, or nothing does."""

@@ -30,7 +30,8 @@ from serving.accepting import accept_many
 from serving.app import create_app
 from serving.auth import token_digest
 from serving.ending import end_process, haproxy_processes, shut_serve
-from serving.hub_actor import HubLink, close_hub, open_hub
+from serving.hub_actor import close_hub, open_hub
+from serving.hub_link import HubLink
 from serving.logs import configure_logs
 from serving.security.gate import make_authenticator
 from serving.service import AppSettings
@@ -41,6 +42,7 @@ _LOG = structlog.get_logger(__name__)
 _READY_TIMEOUT_S = 120.0
 _LONGEST_SCRATCH = 26
 _REPLICA_PORTS = 64
+_RETRIED_BYTES = 65_536
 _REPLICA_PORT_RANGE = (10_240, 32_768)
 
 
@@ -102,6 +104,10 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         # A refused connection means a dead replica. With three of them (the default) the dead one, which has the
         # fewest connections, is chosen again, after a second's pause: by then a request is past its deadline.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        # What a replica that was killed has not answered goes to another one, if it is short enough to be kept.
+        # To do it twice does no harm: decisions are pure, and a change that was made is refused the second time.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_RETRIED_BYTES),
         # Serve waits this long, requests or none, before a replica may end (30 s by default).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",

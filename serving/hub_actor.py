@@ -10,57 +10,42 @@ With one replica, or without Ray, none of this is needed.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-import structlog
-
-from algospace.errors import InternalError
 from serving.aliases import Aliases
-from serving.idempotency import Begun, Key, StoredAnswer, make_table
+from serving.exchange import Question, Told
+from serving.idempotency import Known, make_table
 from serving.kill_state import SwitchState
-from serving.lifecycle import SWITCH, NotSwitched
 from serving.limits import LimitsSettings
-from serving.metrics import Readings, tell_figures
-from serving.service import Service
+from serving.metrics import Readings
 from serving.stream import EventLog, StreamSettings
 from serving.stream_state import Event, StreamState
-from serving.together import Pace, Question, Together
 
 NAME, NAMESPACE = "algospace-hub", "algospace"
-_LOG = structlog.get_logger("serving")
-_BATCH = 512
-_POLL_S = 2.0
-_SEEN_S = 3 * _POLL_S
-_SILENCE_S = 5 * _POLL_S
-_ANSWER_S = _POLL_S
-"""How long the actor may take for what it knows: a page, a scrape or a report waits for it."""
-_RETRY_S = 0.2
-_MOST_TRIES = 3
-_VITAL = frozenset({"send", "receive", SWITCH})
-_LONGEST_RETRY_S = 30.0
-"""What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
-_MOST_WAITING = 20_000
-_PACE_S = 0.01
-"""Calls of one kind to the actor that come faster go in one. At 300 decisions/s over two replicas, asking it for
-each key and each event took more of two cores than the decisions."""
+MOST_EVENTS = 512
+"""In one update."""
+_SEEN_S = 6.0
 _CONCURRENT = 1000
 
 Attached = tuple[str, int, StreamState, list[Event], Aliases]
 Update = tuple[str, list[Event], Aliases | None]
+"""(stream, the next events, aliases if they are further than the replica's). A stream that is not the replica's
+means: attach again."""
 
 
-class HubSilent(InternalError, TimeoutError):
-    """The actor gives no answer, and no error either."""
+class Place(NamedTuple):
+    """Who asks, and how far it is: its name and champion; stream and number of its last event; its aliases'
+    revision."""
 
-    def __init__(self, asked: str, seconds: float) -> None:
-        super().__init__(f"the actor that the replicas share has not answered '{asked}' within {seconds:g} s")
+    replica: str
+    champion: str
+    stream: str
+    seq: int
+    revision: int
 
 
 class HubBody:
@@ -96,28 +81,27 @@ class HubBody:
         assert self._aliases is not None
         return log.stream, log.seq, log.state, log.after(log.first - 1, self._settings.ring), self._aliases
 
-    async def publish(self, batch: list[tuple[str, int, dict[str, Any]]]) -> None:
-        """Number these events: (topic, ts_ns, data)."""
-        for topic, ts_ns, data in batch:
+    async def exchange(self, at: Place, events: list[Told],
+                       questions: Sequence[Question]) -> tuple[list[Any], Update]:
+        """Number these events; what the table of answers (serving.idempotency) says to each question, in order;
+        and the news there is, without waiting for any."""
+        for topic, ts_ns, data in events:
             self._log.append(topic, ts_ns, data)
-        self._tell()
+        if events:
+            self._tell()
+        table = self._answers
+        asked: dict[str, Callable[..., Known]] = {"find": table.find, "keep": table.keep}
+        return [asked[name](*about) for name, about in questions], self._update(at)
 
-    async def poll(self, replica: str, champion: str, stream: str, seq: int, revision: int) -> Update:
-        """(stream, events after `seq`, aliases if they are further than `revision`), as soon as there is news.
-
-        A stream that is not the asked one means: attach again.
-        """
+    async def poll(self, at: Place, wait_s: float) -> Update:
+        """The news, as soon as there is any, or after `wait_s`."""
         self._answers.purge()
-        self._seen[replica] = champion, time.monotonic()
-        if not self._has_news(stream, seq, revision):
+        if not self._has_news(at):
             with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_S):
-                    while not self._has_news(stream, seq, revision):
+                async with asyncio.timeout(wait_s):
+                    while not self._has_news(at):
                         await self._news.wait()
-        log, aliases = self._log, self._aliases
-        if stream != log.stream or not log.holds_after(seq) or aliases is None:
-            return "", [], None
-        return log.stream, log.after(seq, _BATCH), aliases if aliases.revision > revision else None
+        return self._update(at)
 
     async def move(self, aliases: Aliases) -> bool:
         """Make these everybody's, if they follow the present ones."""
@@ -148,13 +132,6 @@ class HubBody:
                     await self._switched.wait()
         return self._switch
 
-    async def answers(self, questions: Sequence[Question]) -> list[Any]:
-        """What the table of answers (serving.idempotency) says to each question, in order."""
-        table = self._answers
-        asked: dict[str, Callable[..., Any]] = {
-            "begin": table.begin, "finish": table.finish, "abandon": table.abandon}
-        return [asked[name](*about) for name, about in questions]
-
     async def report(self, replica: str, readings: Readings, seconds: float) -> None:
         """A replica's figures, which count for so long."""
         self._told[replica] = time.monotonic() + seconds, readings
@@ -165,9 +142,16 @@ class HubBody:
         self._told = {replica: told for replica, told in self._told.items() if told[0] > now}
         return {replica: readings for replica, (_, readings) in self._told.items()}
 
-    def _has_news(self, stream: str, seq: int, revision: int) -> bool:
-        further = self._aliases is not None and self._aliases.revision > revision
-        return stream != self._log.stream or self._log.seq != seq or further
+    def _has_news(self, at: Place) -> bool:
+        further = self._aliases is not None and self._aliases.revision > at.revision
+        return at.stream != self._log.stream or self._log.seq != at.seq or further
+
+    def _update(self, at: Place) -> Update:
+        self._seen[at.replica] = at.champion, time.monotonic()
+        log, aliases = self._log, self._aliases
+        if at.stream != log.stream or not log.holds_after(at.seq) or aliases is None:
+            return "", [], None
+        return log.stream, log.after(at.seq, MOST_EVENTS), aliases if aliases.revision > at.revision else None
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
@@ -193,208 +177,3 @@ def close_hub() -> None:
     except ValueError:
         return
     ray.kill(actor)
-
-
-class HubLink:
-    """A replica's connection to the actor (or to a HubBody behind the same calls).
-
-    Forwards what the replica publishes, brings in the numbered events, and follows the aliases.
-    """
-
-    def __init__(self, service: Service, actor: Any) -> None:
-        self._service, self._actor = service, actor
-        self.replica = uuid.uuid4().hex[:12]
-        self._configured = service.champion.id
-        self._waiting: deque[tuple[str, int, dict[str, Any]]] = deque()
-        self.lost = 0
-        self._work = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._answers = Together(lambda questions: self._ask("answers", questions), _PACE_S)
-        self._sends, self._polls = Pace(_PACE_S), Pace(_PACE_S)
-        self._refused = 0
-        self._behind: Aliases | None = None
-        self._retry_s, self._retry_at = _RETRY_S, 0.0
-
-    async def start(self) -> None:
-        """Take stream and aliases from the actor before the first request; InternalError if that cannot be."""
-        self._loop = asyncio.get_running_loop()
-        self._service.hub.forward_to(self._forward)
-        await self._attach()
-        if self._service.life.last_failure is not None:
-            raise InternalError(self._service.life.last_failure)  # a replica of another model would be worse
-        self._service.kill.link = self
-        await self._follow_switch(0.0)
-        self._service.life.link = self
-        self._tasks = [asyncio.create_task(self._keep("send", self._send)),
-                       asyncio.create_task(self._keep("receive", self._receive)),
-                       asyncio.create_task(self._keep(SWITCH, lambda: self._follow_switch(_POLL_S))),
-                       asyncio.create_task(self._keep("figures", lambda: tell_figures(self._service, self)))]
-
-    async def stop(self) -> None:
-        """End the connection's tasks, and wait for their end."""
-        self.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def close(self) -> None:
-        """End the connection's tasks."""
-        for task in self._tasks:
-            task.cancel()
-
-    async def move(self, aliases: Aliases) -> bool:
-        """See serving.lifecycle.Link."""
-        try:
-            return bool(await self._ask("move", aliases, seconds=_SILENCE_S))
-        except HubSilent as error:  # it may have heard: then all replicas follow, this one too
-            raise NotSwitched(503, f"{error}; whether the models change is unknown: see GET /v1/model") from None
-
-    async def replicas(self) -> dict[str, str]:
-        """See serving.lifecycle.Link."""
-        return dict(await self._ask("replicas"))
-
-    async def agree_on_switch(self, mine: SwitchState) -> SwitchState:
-        """See serving.kill_switch.SwitchLink."""
-        agreed: SwitchState = await self._ask("switch", mine, 0.0)
-        return agreed
-
-    async def begin_answer(self, key: Key, digest: bytes) -> Begun:
-        """See HubBody."""
-        begun: Begun = await self._answers("begin", key, digest)
-        return begun
-
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
-        """See HubBody."""
-        kept: StoredAnswer | None = await self._answers("finish", key, digest, answer)
-        return kept
-
-    async def abandon_answer(self, key: Key, digest: bytes) -> None:
-        """See HubBody."""
-        await self._answers("abandon", key, digest)
-
-    async def report(self, readings: Readings, seconds: float) -> None:
-        """See serving.metrics.Reports."""
-        await self._ask("report", self.replica, readings, seconds)
-
-    async def reports(self) -> dict[str, Readings]:
-        """See serving.metrics.Reports."""
-        return dict(await self._ask("reports"))
-
-    async def _ask(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
-        """What the actor answers; HubSilent if it does not within `seconds`."""
-        patience = _ANSWER_S if seconds is None else seconds
-        try:
-            async with asyncio.timeout(patience):
-                return await getattr(self._actor, method).remote(*arguments)
-        except TimeoutError:
-            raise HubSilent(method, patience) from None
-
-    def _forward(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
-        """From any thread."""
-        if len(self._waiting) >= _MOST_WAITING:  # the actor has been away for long
-            self._waiting.popleft()
-            self.lost += 1
-        self._waiting.append((topic, ts_ns, data))
-        if not self._work.is_set() and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._work.set)
-
-    async def _attach(self) -> None:
-        service = self._service
-        stream, seq, state, events, aliases = await _patiently(
-            "attach", lambda: self._actor.attach.remote(self._configured, service.life.aliases))
-        service.hub.begin_at(stream, seq, state, events)
-        await self._follow(aliases)
-        if state.model is None:
-            service.life.announce()
-
-    async def _keep(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat `step` for ever. After an error it is tried again, later each time, and the replica is not ready
-        until it has gone well (but for its figures: others can do without)."""
-        broken, wait = self._service.life.broken_links, _RETRY_S
-        while True:
-            try:
-                await step()
-            except Exception as error:  # noqa: BLE001  # a task that ended here would be missed by nobody
-                _LOG.error("hub_link_failed", task=name, error=f"{type(error).__name__}: {error}", retry_s=wait)
-                if name in _VITAL:
-                    broken.add(name)
-                await asyncio.sleep(wait)
-                wait = min(2.0 * wait, _LONGEST_RETRY_S)
-            else:
-                broken.discard(name)
-                wait = _RETRY_S
-
-    async def _send(self) -> None:
-        """What waits, or what comes in a while. Events that the actor refuses again and again are lost."""
-        if not self._waiting:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_S):
-                    await self._work.wait()
-        self._work.clear()
-        while self._waiting:
-            await self._sends.turn()
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            try:
-                await _patiently("publish", lambda batch=batch: self._actor.publish.remote(batch))
-            except Exception:
-                self._refused += 1
-                if self._refused < _MOST_TRIES:
-                    self._waiting.extendleft(reversed(batch))
-                else:
-                    self.lost, self._refused = self.lost + len(batch), 0
-                raise
-            self._refused = 0
-
-    async def _receive(self) -> None:
-        """One poll and what follows from it."""
-        service = self._service
-        await self._polls.turn()
-        log, known = service.hub.log, self._behind or service.life.aliases
-        stream, events, aliases = await _patiently("poll", lambda: self._actor.poll.remote(
-            self.replica, service.champion.id, log.stream, log.seq, known.revision))
-        if stream != log.stream:
-            await self._attach()
-            return
-        service.hub.receive(events)
-        if aliases is not None:
-            self._retry_s = _RETRY_S
-            await self._follow(aliases)
-        elif self._behind is not None and time.monotonic() >= self._retry_at:
-            await self._follow(self._behind)
-
-    async def _follow_switch(self, wait_s: float) -> None:
-        """Tell mine, hear what counts, obey it. An error once nothing has been heard for `_SILENCE_S`: then this
-        replica opens no position (Service.opens_nothing)."""
-        kill = self._service.kill
-        before = kill.state
-        kill.hear(await _patiently("switch", lambda: self._actor.switch.remote(kill.state, wait_s), _SILENCE_S))
-        if kill.state is not before:
-            await kill.latch()
-
-    async def _follow(self, aliases: Aliases) -> None:
-        """Follow, or remember to try again: later each time, and at once when the aliases change."""
-        await self._service.life.follow(aliases)
-        if self._service.life.last_failure is None:
-            self._behind, self._retry_s = None, _RETRY_S
-            return
-        self._behind, self._retry_at = aliases, time.monotonic() + self._retry_s
-        self._retry_s = min(2.0 * self._retry_s, _LONGEST_RETRY_S)
-
-
-async def _patiently(what: str, call: Any, away_s: float = math.inf) -> Any:
-    """The call's result; while the actor is away, it is repeated, for `away_s` at most. HubSilent if it does not
-    answer."""
-    from ray.exceptions import RayActorError
-
-    since = time.monotonic()
-    while True:
-        try:
-            async with asyncio.timeout(_SILENCE_S):
-                return await call()
-        except RayActorError as error:
-            _LOG.warning("hub_away", error=type(error).__name__)
-            if time.monotonic() - since >= away_s:
-                raise HubSilent(what, away_s) from None
-            await asyncio.sleep(_RETRY_S)
-        except TimeoutError:
-            raise HubSilent(what, _SILENCE_S) from None
-

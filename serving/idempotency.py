@@ -1,8 +1,10 @@
-"""Idempotency keys: a request repeated with the same key gets the same answer, and is not worked on twice.
+"""Idempotency keys: a request repeated with the same key gets the same answer.
 
-Decisions are pure, but a model may be switched between a request and its repetition: the key keeps the answer that
-was given first. An answer that opens a position says on which bar, so that it is not repeated once that is
-forbidden (serving.routes.answering). Keys belong to their user.
+Decisions are pure, but a model may be switched between a request and its repetition: the key keeps the answer
+that was ready first, and everybody who asks with it gets that. Nothing says that an answer is being worked on:
+whoever waited for it might wait for a replica that was killed, and to decide twice does no harm. An answer that
+opens a position says on which bar, so that it is not repeated once that is forbidden (serving.routes.answering).
+Keys belong to their user.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +22,6 @@ from serving.calls import Call
 from serving.limits import LimitsSettings
 
 _LOG = structlog.get_logger("serving")
-_PENDING_S = 30.0
 _PURGE_S = 1.0
 _SHARE = 0.5
 """Of the time that is left, what may be spent on asking the other replicas."""
@@ -45,27 +46,23 @@ class StoredAnswer:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """new: work, then `finish` or `abandon`. stored: `answer`. conflict: the key came with another body. pending:
-    the first request with this key is still being worked on."""
+class Known:
+    """What is kept for a key. new: nothing was, work (`find`); or what is now kept is yours (`keep`). stored:
+    `answer`, which was first. conflict: the key came with another body. lost: yours is not kept."""
 
-    state: Literal["new", "stored", "conflict", "pending"]
+    state: Literal["new", "stored", "conflict", "lost"]
     answer: StoredAnswer | None = None
 
 
 class Idempotency(Protocol):
     """Where answers are kept: in this process, or in an actor that all replicas ask."""
 
-    async def begin(self, key: Key, digest: bytes) -> Begun:
+    async def find(self, key: Key, digest: bytes) -> Known:
         """What is known of `key` for a body with this digest."""
         ...
 
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
-        """Keep the answer. Of two answers to one key the first stays and is returned; None: it is not kept."""
-        ...
-
-    async def abandon(self, key: Key, digest: bytes) -> None:
-        """There is no answer worth keeping; the key is free again."""
+    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+        """Keep the answer, unless there is one: of two answers to one key the first stays."""
         ...
 
 
@@ -73,7 +70,7 @@ class Idempotency(Protocol):
 class _Entry:
     digest: bytes
     until: float
-    answer: StoredAnswer | None = None
+    answer: StoredAnswer
 
 
 @dataclass
@@ -87,13 +84,11 @@ class _Kept:
 class IdempotencyTable:
     """The bounded table behind any `Idempotency`: at most `keys` entries and `most_bytes` of bodies in all, each
     for `ttl_s` seconds. When it is full, the user who keeps most loses the oldest: nobody pushes out another's
-    who keeps less. Who began and has not ended after `pending_s` is taken for dead. Plain calls, for one thread or
-    one actor."""
+    who keeps less. Plain calls, for one thread or one actor."""
 
-    def __init__(self, keys: int, most_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic,
-                 pending_s: float = _PENDING_S) -> None:
+    def __init__(self, keys: int, most_bytes: int, ttl_s: float,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._keys, self._most_bytes, self._ttl_s, self._clock = keys, most_bytes, ttl_s, clock
-        self._pending_s = pending_s
         self._users: dict[str, _Kept] = {}
         self._count = self.size = 0
         self._purged_at = clock()
@@ -101,36 +96,23 @@ class IdempotencyTable:
     def __len__(self) -> int:
         return self._count
 
-    def begin(self, key: Key, digest: bytes) -> Begun:
+    def find(self, key: Key, digest: bytes) -> Known:
         """See Idempotency."""
         self.purge()
         entry = self._find(key)
         if entry is None:
-            self._put(key, _Entry(digest, self._clock() + self._pending_s))
-            return Begun("new")
-        if entry.digest != digest:
-            return Begun("conflict")
-        return Begun("pending") if entry.answer is None else Begun("stored", entry.answer)
+            return Known("new")
+        return Known("stored", entry.answer) if entry.digest == digest else Known("conflict")
 
-    def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
+    def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
         """See Idempotency. An answer that is larger than the whole table is not kept."""
-        self.purge()
-        entry = self._find(key)
-        if entry is not None and entry.digest != digest:  # ours was taken for dead, and the key given to another
-            return None
-        if entry is not None and entry.answer is not None:
-            return entry.answer
-        self._drop(key)
+        known = self.find(key, digest)
+        if known.state != "new":
+            return known
         if len(answer.body) > self._most_bytes:
-            return None
+            return Known("lost")
         self._put(key, _Entry(digest, self._clock() + self._ttl_s, answer))
-        return answer
-
-    def abandon(self, key: Key, digest: bytes) -> None:
-        """See Idempotency."""
-        entry = self._find(key)
-        if entry is not None and entry.answer is None and entry.digest == digest:
-            self._drop(key)
+        return known
 
     def purge(self) -> None:
         """Drop what has expired; looks at most once a second."""
@@ -153,7 +135,7 @@ class IdempotencyTable:
     def _put(self, key: Key, entry: _Entry) -> None:
         kept = self._users.setdefault(key.user, _Kept())
         kept.entries[key.text] = entry
-        self._grow(kept, 1, _size(entry))
+        self._grow(kept, 1, len(entry.answer.body))
         while self._count > self._keys:
             self._drop_oldest(max(self._users, key=lambda user: len(self._users[user].entries)))
         while self.size > self._most_bytes:
@@ -167,7 +149,7 @@ class IdempotencyTable:
         entry = None if kept is None else kept.entries.pop(key.text, None)
         if kept is None or entry is None:
             return
-        self._grow(kept, -1, -_size(entry))
+        self._grow(kept, -1, -len(entry.answer.body))
         if not kept.entries:
             del self._users[key.user]
 
@@ -177,15 +159,9 @@ class IdempotencyTable:
         kept.size += size
 
 
-def _size(entry: _Entry) -> int:
-    return 0 if entry.answer is None else len(entry.answer.body)
-
-
 def make_table(limits: LimitsSettings) -> IdempotencyTable:
-    """The table of a process or of the actor. A key is pending for as long as any request may take: nobody gives
-    an answer after that, and what a killed replica had begun is free again."""
-    return IdempotencyTable(limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s,
-                            pending_s=limits.deadline_ms / 1e3)
+    """The table of a process or of the actor."""
+    return IdempotencyTable(limits.idempotency_keys, limits.idempotency_bytes, limits.idempotency_ttl_s)
 
 
 class LocalIdempotency:
@@ -194,33 +170,25 @@ class LocalIdempotency:
     def __init__(self, table: IdempotencyTable) -> None:
         self._table = table
 
-    async def begin(self, key: Key, digest: bytes) -> Begun:
+    async def find(self, key: Key, digest: bytes) -> Known:
         """See Idempotency."""
-        return self._table.begin(key, digest)
+        return self._table.find(key, digest)
 
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
+    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
         """See Idempotency."""
-        return self._table.finish(key, digest, answer)
-
-    async def abandon(self, key: Key, digest: bytes) -> None:
-        """See Idempotency."""
-        self._table.abandon(key, digest)
+        return self._table.keep(key, digest, answer)
 
 
 @runtime_checkable
 class AnswersLink(Protocol):
-    """The table that all replicas ask (serving.hub_actor.HubLink); each call as of `Idempotency`."""
+    """The table that all replicas ask (serving.hub_link.HubLink); each call as of `Idempotency`."""
 
-    async def begin_answer(self, key: Key, digest: bytes) -> Begun:
-        """See Idempotency.begin."""
+    async def find_answer(self, key: Key, digest: bytes) -> Known:
+        """See Idempotency.find."""
         ...
 
-    async def finish_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
-        """See Idempotency.finish."""
-        ...
-
-    async def abandon_answer(self, key: Key, digest: bytes) -> None:
-        """See Idempotency.abandon."""
+    async def keep_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+        """See Idempotency.keep."""
         ...
 
 
@@ -232,44 +200,23 @@ class SharedIdempotency:
     def __init__(self, link: AnswersLink, call: Call) -> None:
         self._link, self._call = link, call
 
-    async def begin(self, key: Key, digest: bytes) -> Begun:
+    async def find(self, key: Key, digest: bytes) -> Known:
         """See Idempotency."""
+        return await self._asked(self._link.find_answer(key, digest), Known("new"))
+
+    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+        """See Idempotency."""
+        return await self._asked(self._link.keep_answer(key, digest, answer), Known("lost"))
+
+    async def _asked(self, question: Awaitable[Known], otherwise: Known) -> Known:
         try:
             async with asyncio.timeout(self._patience_s()):
-                return await self._link.begin_answer(key, digest)
+                return await question
         except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
-            _away(error)
-            return Begun("new")
-
-    async def finish(self, key: Key, digest: bytes, answer: StoredAnswer) -> StoredAnswer | None:
-        """See Idempotency."""
-        try:
-            async with asyncio.timeout(self._patience_s()):
-                return await self._link.finish_answer(key, digest, answer)
-        except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
-            _away(error)
-            return None
-
-    async def abandon(self, key: Key, digest: bytes) -> None:
-        """See Idempotency. The call does not wait for it: often its deadline is over."""
-        task = asyncio.create_task(self._abandon(key, digest))
-        _ABANDONING.add(task)  # the loop itself would not keep it alive
-        task.add_done_callback(_ABANDONING.discard)
-
-    async def _abandon(self, key: Key, digest: bytes) -> None:
-        try:
-            async with asyncio.timeout(_PENDING_S):
-                await self._link.abandon_answer(key, digest)
-        except Exception as error:  # noqa: BLE001  # whatever keeps Ray from answering
-            _away(error)
+            _LOG.warning("idempotency_away", error=type(error).__name__)
+            return otherwise
 
     def _patience_s(self) -> float | None:
         left_ms = self._call.deadline_ms - self._call.age_ms()
         return None if left_ms == float("inf") else max(0.0, left_ms) / 1e3 * _SHARE
 
-
-_ABANDONING: set[asyncio.Task[None]] = set()
-
-
-def _away(error: Exception) -> None:
-    _LOG.warning("idempotency_away", error=type(error).__name__)

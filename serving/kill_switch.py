@@ -33,7 +33,7 @@ _LOOK_S = 2.0
 
 
 class SwitchLink(Protocol):
-    """Where replicas agree on the switch (serving.hub_actor.HubLink)."""
+    """Where replicas agree on the switch (serving.hub_link.HubLink)."""
 
     async def agree_on_switch(self, mine: SwitchState) -> SwitchState:
         """What counts now that `mine` is known to all; an error, soon, if nobody answers."""

@@ -7,6 +7,7 @@ Requests in flight end on the model they began with; whatever fails before leave
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -39,6 +40,9 @@ _LATENCY_EVERY_S = 1.0
 _LATENCIES = 2048
 _NOTE_WAIT_S = 20.0
 """So long the answer to a switch waits to tell what the registry said."""
+_REPEATED_S = 5.0
+"""A second roll-back this soon is the first one's repetition (its replica was killed before it answered, or it was
+clicked twice), and would undo it."""
 PRESENT_SHADOW = "shadow"
 SWITCH = "switch"
 """In `Lifecycle.broken_links`: this replica does not hear of the kill switch."""
@@ -108,6 +112,7 @@ class Lifecycle:
         bundle = host.champion.bundle
         folder = str(bundle.directory)
         self.aliases = Aliases(ModelRef(bundle.id, folder, folder))
+        self._changed_at = -math.inf
         self.link: Link | None = None
         self.agreed: Callable[[bool], None] | None = None
         self._models: dict[str, Model] = {bundle.id: host.champion}
@@ -237,6 +242,10 @@ class Lifecycle:
             back = now.rollback()
             if back is None:
                 raise NotSwitched(409, "there is no previous champion to roll back to")
+            ago = time.monotonic() - self._changed_at
+            if now.rolled_back and ago < _REPEATED_S:
+                raise NotSwitched(409, f"rolled back {ago:.1f} s ago, to {now.champion.id[:12]}: back again is "
+                                       f"taken {_REPEATED_S:g} s after that")
             return back, ()
         if order.remove:
             return now.with_shadow(None), ()
@@ -312,7 +321,7 @@ class Lifecycle:
         host.champion = models[wanted.champion.id]
         if shadow is not None and "shadow" in models:
             host.shadow = models.pop("shadow")
-        self.aliases, self._models = wanted, models
+        self.aliases, self._models, self._changed_at = wanted, models, time.monotonic()
         if host.shadow is not None and self._runner is None:
             self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
         if ended is not None:

@@ -103,7 +103,7 @@ Readings = list[Reading]
 
 @runtime_checkable
 class Reports(Protocol):
-    """Where replicas tell each other their figures (serving.hub_actor.HubLink)."""
+    """Where replicas tell each other their figures (serving.hub_link.HubLink)."""
 
     replica: str
 

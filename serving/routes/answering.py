@@ -19,7 +19,7 @@ from serving.access import Refused
 from serving.batch_service import JSON
 from serving.calls import Call, call_of, late
 from serving.guard import refusal_answer
-from serving.idempotency import Key, StoredAnswer
+from serving.idempotency import Key, Known, StoredAnswer
 from serving.service import Service
 
 _LOG = structlog.get_logger("serving")
@@ -96,45 +96,43 @@ class _Once:
             (request.scope["path"], str(self._switch.revision), str(self._switch.thrown), text)))
 
     async def answer(self, work: Callable[[], Awaitable[Response]]) -> Response:
-        """The stored answer, or a new one, which is stored if it is a success."""
-        stored = await self._begin()
-        if stored is not None:
-            self._call.notes["replayed"] = True
-            return _as_sent(stored, {"idempotent-replayed": "true"})
-        try:
-            response = await work()
-            self._check_switch()
-        except BaseException:
-            await self._store.abandon(self._key, self._digest)
-            raise
+        """The stored answer, or a new one, which is stored if it is a success and the first."""
+        known = await self._known(lambda: self._store.find(self._key, self._digest))
+        if known.answer is not None:
+            return self._replayed(known.answer)
+        response = await work()
+        self._check_switch()
         if response.status_code != 200:
-            await self._store.abandon(self._key, self._digest)
             return response
         headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
         mine = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers, self._call.opens_ns)
-        first = await self._store.finish(self._key, self._digest, mine)
+        known = await self._known(lambda: self._store.keep(self._key, self._digest, mine))
         self._call.check("the answer was kept")
         self._check_switch()
-        sent = mine if first is None else first
-        if self._forbidden(sent):
+        if known.answer is not None:
+            return self._replayed(known.answer)
+        if self._forbidden(mine):
             raise late("the bar grew too old, or the market closed, while the answer was kept; it is not given")
-        return _as_sent(sent, {} if first is not None else _NOT_STORED)
+        return _as_sent(mine, _NOT_STORED if known.state == "lost" else {})
 
-    async def _begin(self) -> StoredAnswer | None:
-        """The stored answer, if it may be given again; None: work. Refused if neither."""
+    async def _known(self, ask: Callable[[], Awaitable[Known]]) -> Known:
+        """What is kept for the key, an answer only if it may be given again. Refused (409) if the key is another
+        request's."""
         while True:
-            begun = await self._store.begin(self._key, self._digest)
-            if begun.state == "conflict":
+            known = await ask()
+            if known.state == "conflict":
                 raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
-            if begun.state == "pending":
-                raise late("the first request with this Idempotency-Key is still being worked on")
-            if begun.answer is None:
-                return None
+            if known.answer is None:
+                return known
             self._check_switch()
-            if not self._forbidden(begun.answer):
-                return begun.answer
+            if not self._forbidden(known.answer):
+                return known
             # of a batch, rows on younger bars may open positions in the next answer, too: until none does
-            self._key = Key(self._key.user, f"{self._key.text}\n{begun.answer.opens_ns}")
+            self._key = Key(self._key.user, f"{self._key.text}\n{known.answer.opens_ns}")
+
+    def _replayed(self, answer: StoredAnswer) -> Response:
+        self._call.notes["replayed"] = True
+        return _as_sent(answer, {"idempotent-replayed": "true"})
 
     def _forbidden(self, answer: StoredAnswer) -> bool:
         """Whether it opens a position that may not be opened any more."""

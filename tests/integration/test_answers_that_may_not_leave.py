@@ -170,13 +170,13 @@ def test_a_switch_thrown_while_the_body_comes_is_obeyed(bundle: Bundle, opening:
     assert (status, answer["reason"]) == (200, "KILL_SWITCH")
 
 
-@pytest.mark.parametrize("when", ["begin", "finish", "work"])
+@pytest.mark.parametrize("when", ["find", "keep", "work"])
 def test_a_switch_thrown_on_the_way_keeps_the_answer_here_and_the_key_good(
         bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     app, _ = served(bundle)
     service = app.state.service
     body = json.dumps(request_of(bundle, at(opening[0], OPEN_NS))).encode()
-    if when == "begin":  # there is an answer to repeat
+    if when == "find":  # there is an answer to repeat
         assert asked_raw(app, body)[1]["reason"] == "EXECUTE"
     owner, name = (service, "decide") if when == "work" else (service.idempotency, when)
     plain = getattr(owner, name)
@@ -204,13 +204,13 @@ def test_a_bar_that_grows_old_while_the_answer_is_kept_opens_nothing(
         bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch) -> None:
     app, clock = served(bundle)
     body = json.dumps(request_of(bundle, at(opening[0], OPEN_NS))).encode()
-    finish = app.state.service.idempotency.finish
+    keep = app.state.service.idempotency.keep
 
     async def slow(*given: Any) -> Any:
         clock.now = OPEN_NS + 61 * SECOND
-        return await finish(*given)
+        return await keep(*given)
 
-    monkeypatch.setattr(app.state.service.idempotency, "finish", slow)
+    monkeypatch.setattr(app.state.service.idempotency, "keep", slow)
     assert asked_raw(app, body)[0] == 503
     assert asked_raw(app, body)[1]["reason"] == "STALE_DATA"
 

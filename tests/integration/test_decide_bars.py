@@ -153,7 +153,7 @@ def test_past_its_deadline_no_decision_is_given_and_a_retry_succeeds(
     assert "waited" in old.json()["detail"]
 
 
-def test_while_the_first_is_worked_on_its_repetition_waits_outside(
+def test_a_repetition_while_the_first_is_worked_on_gets_the_same_answer(
         client: TestClient, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go, advance = threading.Event(), threading.Event(), FeatureStates.advance
 
@@ -165,16 +165,23 @@ def test_while_the_first_is_worked_on_its_repetition_waits_outside(
     monkeypatch.setattr(FeatureStates, "advance", slow)
     headers = {"Idempotency-Key": "twins", "x-deadline-ms": "60000"}
     answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(client.post(PATH, json=body, headers=headers))
+
     with client:  # one event loop for both requests
-        first = threading.Thread(target=lambda: answers.append(client.post(PATH, json=body, headers=headers)))
-        first.start()
+        both = [threading.Thread(target=ask), threading.Thread(target=ask)]
+        both[0].start()
         assert begun.wait(60)
-        second = client.post(PATH, json=body, headers=headers)
+        both[1].start()
+        time.sleep(0.2)
+        assert not answers
         go.set()
-        first.join(60)
-    assert second.status_code == 503
-    assert "still being worked on" in second.json()["detail"]
-    assert answers[0].status_code == 200
+        for one in both:
+            one.join(60)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content == answers[1].content  # latency and trace id, too
+    assert sorted("idempotent-replayed" in answer.headers for answer in answers) == [False, True]
 
 
 def test_trace_figures_stream_and_shadow_are_told(client: TestClient, service: Service, body: dict[str, Any],

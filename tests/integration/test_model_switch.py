@@ -103,7 +103,7 @@ def test_a_switch_under_load_fails_no_request(service: Service, bundles: list[Bu
     assert told[-2:] == [bundles[1].id, bundles[0].id]
 
 
-def test_switching_by_the_route(client: TestClient, bundles: list[Bundle]) -> None:
+def test_switching_by_the_route(client: TestClient, service: Service, bundles: list[Bundle]) -> None:
     assert client.post("/v1/model", json={"rollback": True}).status_code == 409
     answer = client.post("/v1/model", json={"source": str(bundles[1].directory)})
     assert answer.status_code == 200
@@ -112,6 +112,12 @@ def test_switching_by_the_route(client: TestClient, bundles: list[Bundle]) -> No
     assert (found["champion"], found["previous"], found["revision"]) == (bundles[1].id, bundles[0].id, 1)
     assert client.post("/v1/model", json={"source": str(bundles[1].directory)}).status_code == 409
     assert client.post("/v1/model", json={"rollback": True}).json()["champion"] == bundles[0].id
+    again = client.post("/v1/model", json={"rollback": True})  # HAProxy repeats what a killed replica had
+    assert again.status_code == 409
+    assert "s ago, to " + bundles[0].id[:12] in again.json()["detail"]
+    assert client.get("/v1/model").json()["champion"] == bundles[0].id
+    service.life._changed_at -= 6.0
+    assert client.post("/v1/model", json={"rollback": True}).json()["champion"] == bundles[1].id
 
 
 @pytest.mark.parametrize("order", [{}, {"source": "a", "rollback": True}, {"remove": True}, {"surprise": 1},

@@ -15,7 +15,9 @@ from serving.access import Refused
 from serving.aliases import Aliases, ModelRef
 from serving.bundle import Bundle
 from serving.calls import Call
-from serving.hub_actor import _RETRY_S, HubBody, HubLink, HubSilent
+from serving.exchange import Away
+from serving.hub_actor import HubBody
+from serving.hub_link import _RETRY_S, HubLink, HubSilent
 from serving.idempotency import Key, StoredAnswer
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.routes import model
@@ -103,8 +105,8 @@ def test_what_is_published_while_the_hub_is_away_comes_later(bundles: list[Bundl
 
 def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
         bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
-    monkeypatch.setattr("serving.hub_actor._SILENCE_S", 0.3)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._SILENCE_S", 0.3)
 
     async def play() -> None:
         actor = Remote(SETTINGS)
@@ -116,7 +118,7 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
             log = service.hub.log
             return [e.data["n"] for e in log.after(log.first - 1, 99) if e.topic == "trade"]
 
-        for n, (call, task) in enumerate((("publish", "send"), ("poll", "receive"))):
+        for n, (call, task) in enumerate((("exchange", "exchange"), ("poll", "receive"))):
             actor.faults[call] = 2
             service.hub.publish("trade", {"n": n})
             await until(lambda task=task: service.life.broken_links == {task})
@@ -124,7 +126,7 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
             service.life.check()  # decisions need no link
             await until(lambda: service.not_ready() is None)
             await until(lambda n=n: trades() == list(range(n + 1)))  # once, and not lost
-        actor.faults["publish"] = 3  # whatever it is, it must not stand in the way of the rest for ever
+        actor.faults["exchange"] = 3  # whatever it is, it must not stand in the way of the rest for ever
         service.hub.publish("trade", {"n": 2})
         await until(lambda: link.lost == 1)
         await until(lambda: service.not_ready() is None)
@@ -154,7 +156,7 @@ def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch, a look, a scrape and a report end with one line; the replica decides on, and follows later."""
     for name, seconds in {"_POLL_S": 0.05, "_SILENCE_S": 0.2, "_ANSWER_S": 0.1, "_LONGEST_RETRY_S": 0.2}.items():
-        monkeypatch.setattr(f"serving.hub_actor.{name}", seconds)
+        monkeypatch.setattr(f"serving.hub_link.{name}", seconds)
 
     async def play() -> None:
         actor = Remote(SETTINGS)
@@ -168,11 +170,13 @@ def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
             assert no.value.status == 503
             key = Key("ann", "k")
             for name, call in [("replicas", link.replicas()), ("reports", link.reports()),
-                               ("report", link.report({}, 1.0)), ("answers", link.begin_answer(key, b"a")),
-                               ("answers", link.finish_answer(key, b"a", StoredAnswer(200, b"", "text/plain"))),
-                               ("answers", link.abandon_answer(key, b"a")),
+                               ("report", link.report({}, 1.0)),
                                ("switch", link.agree_on_switch(service.kill.state))]:
                 with pytest.raises(HubSilent, match=f"that the replicas share has not answered '{name}'"):
+                    await call
+            for call in (link.find_answer(key, b"a"),
+                         link.keep_answer(key, b"a", StoredAnswer(200, b"", "text/plain"))):
+                with pytest.raises((HubSilent, Away), match="that the replicas share has not answered"):
                     await call
             with pytest.raises(HubSilent, match="'attach'"):
                 await opened(bundles[0], actor).start()
@@ -214,7 +218,7 @@ def test_two_switches_at_once_are_one(bundles: list[Bundle]) -> None:
 
 def test_a_replica_that_cannot_follow_is_not_ready_until_it_has_followed(
         bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
 
     async def play() -> None:
         actor = Remote(SETTINGS)

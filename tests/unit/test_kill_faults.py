@@ -19,7 +19,8 @@ from serving.access import Refused
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.conditions import PreconditionsSettings
-from serving.hub_actor import HubBody, HubLink
+from serving.hub_actor import HubBody
+from serving.hub_link import HubLink
 from serving.kill_switch import KillSwitch, SwitchState
 from serving.policy import BundlePolicy
 from serving.service import AppSettings, Service
@@ -293,7 +294,7 @@ class Gone:
 def test_a_replica_that_cannot_hear_of_a_kill_opens_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
                                                             error: Exception) -> None:
     for name, seconds in {"_POLL_S": 0.05, "_SILENCE_S": 0.4, "_LONGEST_RETRY_S": 0.2}.items():
-        monkeypatch.setattr(f"serving.hub_actor.{name}", seconds)
+        monkeypatch.setattr(f"serving.hub_link.{name}", seconds)
 
     async def play() -> None:
         actor = Gone(Remote(SETTINGS))
@@ -323,7 +324,7 @@ def test_a_replica_that_cannot_hear_of_a_kill_opens_nothing(bundle: Bundle, monk
 
 def test_an_actor_that_is_away_for_a_moment_costs_nobody_a_decision(bundle: Bundle,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
 
     async def play() -> None:
         actor = Remote(SETTINGS)
@@ -355,7 +356,7 @@ def test_a_late_older_event_does_not_win() -> None:
 
 
 def test_a_throw_whose_replica_dies_is_announced_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
 
     async def play() -> None:
         actor = Remote(SETTINGS)

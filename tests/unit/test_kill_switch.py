@@ -14,7 +14,7 @@ from serving.access import Refused
 from serving.bundle import Bundle
 from serving.client import request_of
 from serving.conditions import PreconditionsSettings
-from serving.hub_actor import HubLink
+from serving.hub_link import HubLink
 from serving.kill_switch import KillSwitch, SwitchState, read_state
 from serving.policy import BundlePolicy
 from serving.service import AppSettings, Service
@@ -89,7 +89,7 @@ def reason(service: Service, body: dict[str, Any]) -> str:
 
 
 def test_all_replicas_obey_whichever_was_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 30.0)  # news comes when it is news, not at the next question
+    monkeypatch.setattr("serving.hub_link._POLL_S", 30.0)  # news comes when it is news, not at the next question
     table = serving_table()
     row = rows(table, 1)[0]
     body = request_of(bundle, BundlePolicy(bundle, table).inputs(row, accounts(table, row)[0]))
@@ -124,7 +124,7 @@ def test_all_replicas_obey_whichever_was_told(bundle: Bundle, monkeypatch: pytes
 
 def test_it_survives_the_actor_and_an_actor_that_is_away(bundle: Bundle, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
 
     async def play() -> None:
         actor = Remote(SETTINGS)
@@ -177,7 +177,7 @@ def test_two_who_change_it_at_once_leave_it_thrown(bundle: Bundle) -> None:
 
 def test_a_replica_whose_link_to_the_switch_is_broken_is_not_ready(bundle: Bundle,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.hub_actor._POLL_S", 0.05)
+    monkeypatch.setattr("serving.hub_link._POLL_S", 0.05)
 
     async def play() -> None:
         actor = Remote(SETTINGS)

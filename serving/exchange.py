@@ -1,0 +1,122 @@
+"""What one side tells and asks the other, gathered: a call between processes costs both a millisecond, however
+little it carries, and several that wait for each other's turn cost more than one that carries everything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from algospace.errors import InternalError
+
+Told = tuple[str, int, dict[str, Any]]
+"""An event: topic, time (ns UTC), data."""
+Question = tuple[str, tuple[Any, ...]]
+"""What is asked, and about what."""
+Call = Callable[[list[Told], list[Question]], Awaitable[list[Any]]]
+"""Carries events and questions over; the answers come back in the questions' order."""
+
+_MOST_EVENTS = 512
+_MOST_WAITING = 20_000
+_MOST_TRIES = 3
+
+
+class Away(InternalError):
+    """The other side is not there for now: it has heard nothing, and will."""
+
+
+class Pace:
+    """A turn every `seconds` at most. Who comes later than that after the turn before waits for nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, 0.0
+
+    async def turn(self) -> None:
+        """Wait for it."""
+        rest = self._next - time.monotonic()
+        if rest > 0.0:
+            await asyncio.sleep(rest)
+        self._next = time.monotonic() + self._seconds
+
+
+class Exchange:
+    """Events to tell and questions to ask, over one call at a time, every `seconds` at most. What comes meanwhile
+    goes with the next: the busier, the more goes in one. A lone event or question goes at once.
+
+    Whoever asks gets what the call raises. Events are kept and told again: in order, unless the other side refuses
+    them _MOST_TRIES times. While a failure has not been made good nobody waits for an answer.
+    """
+
+    def __init__(self, call: Call, seconds: float) -> None:
+        self._call, self._pace = call, Pace(seconds)
+        self._told: deque[Told] = deque()
+        self._asked: list[tuple[Question, asyncio.Future[Any]]] = []
+        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: Exception | None = None
+        self._refused = 0
+        self.lost = 0
+        """Events that were given up: refused, or too many for an other side that was away."""
+
+    def open(self) -> None:
+        """Take the running event loop; events may be told before, and from any thread."""
+        self._loop = asyncio.get_running_loop()
+
+    def tell(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
+        """Add an event, from any thread."""
+        if len(self._told) >= _MOST_WAITING:
+            self._told.popleft()
+            self.lost += 1
+        self._told.append((topic, ts_ns, data))
+        if not self._work.is_set() and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._work.set)
+
+    async def ask(self, name: str, *about: Any) -> Any:
+        """The answer to one question. Away where the call before failed."""
+        if self._failure is not None:
+            raise Away(f"'{name}' is not asked: {self._failure}")
+        mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append(((name, about), mine))
+        self._work.set()
+        return await mine
+
+    async def step(self, patience_s: float) -> None:
+        """Carry over what waits, or what comes within `patience_s`; after a failure at once, to see whether it is
+        over. Raises what the call raises."""
+        if self._failure is None and not self._told and not self._asked:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._work.wait()
+        self._work.clear()
+        while self._told or self._asked or self._failure is not None:
+            await self._pace.turn()
+            events = [self._told.popleft() for _ in range(min(_MOST_EVENTS, len(self._told)))]
+            asked, self._asked = self._asked, []
+            try:
+                answers = await self._call(events, [question for question, _ in asked])
+                if len(answers) != len(asked):
+                    raise InternalError(f"{len(asked)} questions got {len(answers)} answers")
+            except BaseException as error:
+                self._failed(error, events, asked)
+                raise
+            self._failure, self._refused = None, 0
+            for (_, mine), answer in zip(asked, answers, strict=True):
+                if not mine.done():  # its caller has given up meanwhile
+                    mine.set_result(answer)
+
+    def _failed(self, error: BaseException, events: list[Told],
+                asked: list[tuple[Question, asyncio.Future[Any]]]) -> None:
+        self._refused += bool(events) and not isinstance(error, Away)
+        if self._refused < _MOST_TRIES:
+            self._told.extendleft(reversed(events))
+        else:
+            self.lost, self._refused = self.lost + len(events), 0
+        if isinstance(error, Exception):
+            self._failure = error
+        for _, mine in (*asked, *self._asked):
+            if not mine.done():
+                mine.set_exception(error) if isinstance(error, Exception) else mine.cancel()
+        self._asked = []
