@@ -43,7 +43,7 @@ from training.mappo.module import TeamModule, build_team_module
 from training.mappo.settings import MAPPOSettings, Ramp
 from training.mappo.tables import save_experts
 
-REQUIRED_OVER_STOCK = 20.0
+REQUIRED_OVER_STOCK = 50.0
 SETTINGS = MAPPOSettings(gae_lambda=0.5, learning_rate=Ramp(start=3e-3, end=3e-4),
                          entropy=Ramp(start=0.02, end=0.0))
 """The quickstart's core phase: 256 segments of 128 decisions, 2 epochs of 8 minibatches."""
