@@ -55,6 +55,8 @@ class Connection:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         try:
             async with asyncio.timeout(timeout_s):
+                if self._streams is not None and self._streams[0].at_eof():
+                    self.close()  # the other side has closed it while it was idle, as HAProxy does after a reload
                 if self._streams is None:
                     self._streams = await asyncio.open_connection(self._host, self._port)
                 reader, writer = self._streams

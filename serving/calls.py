@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,8 @@ _LONGEST_PATH = 200
 class Call:
     """A request. Times are of time.perf_counter_ns; `deadline_ms` counts from `began_ns`; `notes` go to the
     log. `opens_ns`: when the oldest bar closed on which its answer opens a position, ns UTC, 0 where that is not
-    told; None: it opens none."""
+    told; None: it opens none. What an answer has to tell waits, between `hold` and `release`, until it is known
+    whether this or an earlier one is given."""
 
     trace_id: str
     flags: str = "00"
@@ -36,6 +38,24 @@ class Call:
     deadline_ms: float = float("inf")
     notes: dict[str, Any] = field(default_factory=dict)
     opens_ns: int | None = None
+    _held: list[Callable[[], None]] | None = None
+
+    def tell(self, told: Callable[[], None]) -> None:
+        """Do `told`, now or at `release`."""
+        if self._held is None:
+            told()
+        else:
+            self._held.append(told)
+
+    def hold(self) -> None:
+        """From now on `tell` waits."""
+        self._held = []
+
+    def release(self) -> None:
+        """The answer is the one that counts: tell what has waited."""
+        held, self._held = self._held or [], None
+        for told in held:
+            told()
 
     def age_ms(self) -> float:
         """Milliseconds since the request began."""

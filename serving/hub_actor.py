@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from serving.aliases import Aliases
 from serving.exchange import Question, Told
-from serving.idempotency import Known, make_table
+from serving.idempotency import Settled, make_table
 from serving.kill_state import SwitchState
 from serving.limits import LimitsSettings
 from serving.metrics import Readings
@@ -89,8 +89,7 @@ class HubBody:
             self._log.append(topic, ts_ns, data)
         if events:
             self._tell()
-        table = self._answers
-        asked: dict[str, Callable[..., Known]] = {"find": table.find, "keep": table.keep}
+        asked: dict[str, Callable[..., Settled]] = {"find": self._answers.find, "settle": self._answers.settle}
         return [asked[name](*about) for name, about in questions], self._update(at)
 
     async def poll(self, at: Place, wait_s: float) -> Update:

@@ -20,7 +20,7 @@ from algospace.errors import InternalError
 from serving.aliases import Aliases
 from serving.exchange import Away, Exchange, Pace, Question, Told
 from serving.hub_actor import MOST_EVENTS, Place, Update
-from serving.idempotency import Key, Known, StoredAnswer
+from serving.idempotency import Key, Settled, StoredAnswer
 from serving.kill_state import SwitchState
 from serving.lifecycle import SWITCH, NotSwitched
 from serving.metrics import Readings, tell_figures
@@ -108,13 +108,21 @@ class HubLink:
         agreed: SwitchState = await self._ask("switch", mine, 0.0)
         return agreed
 
-    async def find_answer(self, key: Key, digest: bytes) -> Known:
+    async def find_answer(self, key: Key, digest: bytes) -> Settled:
         """See serving.idempotency."""
-        return await self._answered("find", key, digest)
+        return await self._settled("find", key, digest)
 
-    async def keep_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+    async def settle_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
         """See serving.idempotency."""
-        return await self._answered("keep", key, digest, answer)
+        return await self._settled("settle", key, digest, answer)
+
+    async def _settled(self, name: str, *about: Any) -> Settled:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                settled: Settled = await self._exchange.ask(name, *about)
+                return settled
+        except TimeoutError:
+            raise HubSilent(name, _ANSWER_S) from None
 
     async def report(self, readings: Readings, seconds: float) -> None:
         """See serving.metrics.Reports."""
@@ -132,14 +140,6 @@ class HubLink:
                 return await getattr(self._actor, method).remote(*arguments)
         except TimeoutError:
             raise HubSilent(method, patience) from None
-
-    async def _answered(self, name: str, *about: Any) -> Known:
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                known: Known = await self._exchange.ask(name, *about)
-                return known
-        except TimeoutError:
-            raise HubSilent(name, _ANSWER_S) from None
 
     async def _attach(self) -> None:
         service = self._service

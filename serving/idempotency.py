@@ -1,10 +1,9 @@
 """Idempotency keys: a request repeated with the same key gets the same answer.
 
 Decisions are pure, but a model may be switched between a request and its repetition: the key keeps the answer
-that was ready first, and everybody who asks with it gets that. Nothing says that an answer is being worked on:
-whoever waited for it might wait for a replica that was killed, and to decide twice does no harm. An answer that
-opens a position says on which bar, so that it is not repeated once that is forbidden (serving.routes.answering).
-Keys belong to their user.
+that was ready first, and everybody who asks with it gets that. Nothing says that an answer is being worked on: who
+waited for it might wait for a replica that was killed. An answer that opens a position says on which bar, so that
+it is not repeated once that is forbidden (serving.routes.answering). Keys belong to their user.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ class StoredAnswer:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is kept for a key. new: nothing was, work (`find`); or what is now kept is yours (`keep`). stored:
-    `answer`, which was first. conflict: the key came with another body. lost: yours is not kept."""
+class Settled:
+    """Which answer a key has. none: none yet. kept: yours. stored: `answer`, which was first. conflict: the key
+    came with another body. lost: yours, and it is not kept."""
 
-    state: Literal["new", "stored", "conflict", "lost"]
+    state: Literal["none", "kept", "stored", "conflict", "lost"]
     answer: StoredAnswer | None = None
 
 
 class Idempotency(Protocol):
     """Where answers are kept: in this process, or in an actor that all replicas ask."""
 
-    async def find(self, key: Key, digest: bytes) -> Known:
-        """What is known of `key` for a body with this digest."""
+    async def find(self, key: Key, digest: bytes) -> Settled:
+        """What is known before any work."""
         ...
 
-    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
-        """Keep the answer, unless there is one: of two answers to one key the first stays."""
+    async def settle(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
+        """Keep the answer to a request with this key and digest, unless there is one."""
         ...
 
 
@@ -96,23 +95,23 @@ class IdempotencyTable:
     def __len__(self) -> int:
         return self._count
 
-    def find(self, key: Key, digest: bytes) -> Known:
+    def find(self, key: Key, digest: bytes) -> Settled:
         """See Idempotency."""
         self.purge()
         entry = self._find(key)
         if entry is None:
-            return Known("new")
-        return Known("stored", entry.answer) if entry.digest == digest else Known("conflict")
+            return Settled("none")
+        return Settled("stored", entry.answer) if entry.digest == digest else Settled("conflict")
 
-    def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+    def settle(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
         """See Idempotency. An answer that is larger than the whole table is not kept."""
-        known = self.find(key, digest)
-        if known.state != "new":
-            return known
+        found = self.find(key, digest)
+        if found.state != "none":
+            return found
         if len(answer.body) > self._most_bytes:
-            return Known("lost")
+            return Settled("lost")
         self._put(key, _Entry(digest, self._clock() + self._ttl_s, answer))
-        return known
+        return Settled("kept")
 
     def purge(self) -> None:
         """Drop what has expired; looks at most once a second."""
@@ -170,45 +169,45 @@ class LocalIdempotency:
     def __init__(self, table: IdempotencyTable) -> None:
         self._table = table
 
-    async def find(self, key: Key, digest: bytes) -> Known:
+    async def find(self, key: Key, digest: bytes) -> Settled:
         """See Idempotency."""
         return self._table.find(key, digest)
 
-    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+    async def settle(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
         """See Idempotency."""
-        return self._table.keep(key, digest, answer)
+        return self._table.settle(key, digest, answer)
 
 
 @runtime_checkable
 class AnswersLink(Protocol):
-    """The table that all replicas ask (serving.hub_link.HubLink); each call as of `Idempotency`."""
+    """The table that all replicas ask (serving.hub_link.HubLink)."""
 
-    async def find_answer(self, key: Key, digest: bytes) -> Known:
+    async def find_answer(self, key: Key, digest: bytes) -> Settled:
         """See Idempotency.find."""
         ...
 
-    async def keep_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
-        """See Idempotency.keep."""
+    async def settle_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
+        """See Idempotency.settle."""
         ...
 
 
 class SharedIdempotency:
     """Answers that all replicas know, for one call. Asking them takes no more than half of what is left until the
-    call's deadline. While they do not answer requests are worked on as if their key was new: a decision is pure,
-    and no answer is worse than one that may come from a newer model. What is not kept is said to the client."""
+    call's deadline. While they do not answer, none is known and none is kept, and the client is told so: a
+    decision is pure, and no answer is worse than one that may come from a newer model."""
 
     def __init__(self, link: AnswersLink, call: Call) -> None:
         self._link, self._call = link, call
 
-    async def find(self, key: Key, digest: bytes) -> Known:
+    async def find(self, key: Key, digest: bytes) -> Settled:
         """See Idempotency."""
-        return await self._asked(self._link.find_answer(key, digest), Known("new"))
+        return await self._asked(self._link.find_answer(key, digest), Settled("none"))
 
-    async def keep(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+    async def settle(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
         """See Idempotency."""
-        return await self._asked(self._link.keep_answer(key, digest, answer), Known("lost"))
+        return await self._asked(self._link.settle_answer(key, digest, answer), Settled("lost"))
 
-    async def _asked(self, question: Awaitable[Known], otherwise: Known) -> Known:
+    async def _asked(self, question: Awaitable[Settled], otherwise: Settled) -> Settled:
         try:
             async with asyncio.timeout(self._patience_s()):
                 return await question

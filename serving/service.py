@@ -125,12 +125,16 @@ class Service:
         decision = self.watch.decide(model.decider, inputs)
         latency_ms = (time.perf_counter_ns() - started_ns) / 1e6
         call.check("the decision was made")
-        self._count(1)
-        self.metrics.decided(decision.reason.value, latency_ms / 1e3)
         call.notes |= {"verdict": decision.verdict, "reason": decision.reason.value, "model": model.id[:12]}
         if decision.reason is Reason.EXECUTE:
             call.opens_ns = inputs.market.ts_close_ns or 0
-        behind_the_answer(self.life.decided, model, inputs, decision, trace_id, latency_ms)
+
+        def told() -> None:
+            self._count(1)
+            self.metrics.decided(decision.reason.value, latency_ms / 1e3)
+            behind_the_answer(self.life.decided, model, inputs, decision, trace_id, latency_ms)
+
+        call.tell(told)
         return DecideResponse.of(decision, model.id, trace_id, latency_ms, inputs.gate)
 
     def _refused(self, error: FieldError) -> JSONResponse:
@@ -161,16 +165,20 @@ class Service:
             read, decided = only_finite(read, every, arrow)
         call.check("the batch was decided")
         latency_ms = (time.perf_counter_ns() - started) / 1e6
-        self._count(len(read.kept))
-        self.metrics.decided_batch(reason_counts(decided), latency_ms / 1e3)
         call.notes |= {"rows": len(read.errors), "decided": len(read.kept), "model": model.id[:12]}
         call.opens_ns = opened_ns(read, decided)
         content = (write_arrow if arrow else write_json)(read, decided, model.id, call)
-        if decided is not None and limits.stream_batches:
-            each = latency_ms / len(read.kept)
-            self.telling.begin(told_rows(read, decided, model.id, call.trace_id),
-                               lambda inputs, decision, trace_id: self.life.decided(
-                                   model, inputs, decision, trace_id, each))
+
+        def told() -> None:
+            self._count(len(read.kept))
+            self.metrics.decided_batch(reason_counts(decided), latency_ms / 1e3)
+            if decided is not None and limits.stream_batches:
+                each = latency_ms / len(read.kept)
+                self.telling.begin(told_rows(read, decided, model.id, call.trace_id),
+                                   lambda inputs, decision, trace_id: self.life.decided(
+                                       model, inputs, decision, trace_id, each))
+
+        call.tell(told)
         return Response(content, 200, {"x-trace-id": call.trace_id}, MEDIA_TYPE if arrow else JSON)
 
     def _warm_up_batches(self) -> None:

@@ -19,7 +19,7 @@ from serving.access import Refused
 from serving.batch_service import JSON
 from serving.calls import Call, call_of, late
 from serving.guard import refusal_answer
-from serving.idempotency import Key, Known, StoredAnswer
+from serving.idempotency import Key, Settled, StoredAnswer
 from serving.service import Service
 
 _LOG = structlog.get_logger("serving")
@@ -32,8 +32,12 @@ Work = Callable[[bytes, str, Call], Awaitable[Response]]
 
 
 async def answer(service: Service, request: Request, accepted: tuple[str, ...], most_bytes: int,
-                 work: Work) -> Response:
-    """Read the body, look the idempotency key up, work, and keep the answer of a success."""
+                 work: Work, look_first: bool = True) -> Response:
+    """Read the body, look for an answer to its idempotency key, work, and keep the answer of a success.
+
+    look_first: without it a repetition is worked on before an answer is looked for; for work that is cheaper than
+    asking the other replicas, and that a repetition finds as the first request did.
+    """
     call = call_of(request.scope)
     try:
         media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
@@ -49,7 +53,8 @@ async def answer(service: Service, request: Request, accepted: tuple[str, ...], 
         if text is None:
             return await work(body, media_type, call)
         digest = hashlib.sha256(media_type.encode() + b"\0" + body).digest()
-        return await _Once(service, request, text, digest, call).answer(lambda: work(body, media_type, call))
+        return await _Once(service, request, text, digest, call).answer(lambda: work(body, media_type, call),
+                                                                        look_first)
     except Refused as refusal:
         return refusal_answer(refusal)
     except Exception as error:  # noqa: BLE001  # answered in the one form of faults; the log has the rest
@@ -95,40 +100,45 @@ class _Once:
         self._key = Key(principal.user if principal else "", "\n".join(
             (request.scope["path"], str(self._switch.revision), str(self._switch.thrown), text)))
 
-    async def answer(self, work: Callable[[], Awaitable[Response]]) -> Response:
-        """The stored answer, or a new one, which is stored if it is a success and the first."""
-        known = await self._known(lambda: self._store.find(self._key, self._digest))
-        if known.answer is not None:
-            return self._replayed(known.answer)
+    async def answer(self, work: Callable[[], Awaitable[Response]], look_first: bool) -> Response:
+        """The answer that is first: this one, which is told then, or a stored one. Only successes are stored."""
+        if look_first:
+            found = await self._settled(lambda: self._store.find(self._key, self._digest))
+            if found.answer is not None:
+                return self._replayed(found.answer)
+        self._call.hold()
         response = await work()
         self._check_switch()
         if response.status_code != 200:
+            self._call.release()
             return response
         headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
         mine = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers, self._call.opens_ns)
-        known = await self._known(lambda: self._store.keep(self._key, self._digest, mine))
+        settled = await self._settled(lambda: self._store.settle(self._key, self._digest, mine))
+        if settled.answer is None:
+            self._call.release()
         self._call.check("the answer was kept")
+        if settled.answer is not None:
+            return self._replayed(settled.answer)
         self._check_switch()
-        if known.answer is not None:
-            return self._replayed(known.answer)
         if self._forbidden(mine):
             raise late("the bar grew too old, or the market closed, while the answer was kept; it is not given")
-        return _as_sent(mine, _NOT_STORED if known.state == "lost" else {})
+        return _as_sent(mine, _NOT_STORED if settled.state == "lost" else {})
 
-    async def _known(self, ask: Callable[[], Awaitable[Known]]) -> Known:
-        """What is kept for the key, an answer only if it may be given again. Refused (409) if the key is another
-        request's."""
+    async def _settled(self, ask: Callable[[], Awaitable[Settled]]) -> Settled:
+        """Which answer the key has, a stored one only if it may be given again. Refused (409) if the key is
+        another request's."""
         while True:
-            known = await ask()
-            if known.state == "conflict":
+            settled = await ask()
+            if settled.state == "conflict":
                 raise Refused(409, "this Idempotency-Key came with another body; use a new key for a new request")
-            if known.answer is None:
-                return known
+            if settled.answer is None:
+                return settled
             self._check_switch()
-            if not self._forbidden(known.answer):
-                return known
+            if not self._forbidden(settled.answer):
+                return settled
             # of a batch, rows on younger bars may open positions in the next answer, too: until none does
-            self._key = Key(self._key.user, f"{self._key.text}\n{known.answer.opens_ns}")
+            self._key = Key(self._key.user, f"{self._key.text}\n{settled.answer.opens_ns}")
 
     def _replayed(self, answer: StoredAnswer) -> Response:
         self._call.notes["replayed"] = True

@@ -26,7 +26,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             async with service.admission.turn(call):
                 return service.decide(body, call)
 
-        return await answer(service, request, (JSON,), service.settings.max_body_bytes, work)
+        return await answer(service, request, (JSON,), service.settings.max_body_bytes, work, look_first=False)
 
     @app.post("/v1/decide/batch", summary="Decide many rows in one pass",
               openapi_extra=decide_described(bundle, batch=True))

@@ -214,6 +214,7 @@ def test_the_same_key_gets_the_same_answer(client: TestClient, bundle: Bundle, w
     path = "/v1/decide" if form == "one" else "/v1/decide/batch"
     headers = {"Idempotency-Key": f"key {form}",
                "content-type": MEDIA_TYPE if form == "arrow" else "application/json"}
+    before = client.get("/v1/health").json()["decisions"]
     first, again = (client.post(path, content=bodies[0], headers=headers) for _ in range(2))
     assert first.status_code == again.status_code == 200
     assert again.content == first.content
@@ -221,6 +222,11 @@ def test_the_same_key_gets_the_same_answer(client: TestClient, bundle: Bundle, w
                                                                                    first.headers["x-trace-id"])
     assert "idempotent-replayed" not in first.headers
     assert client.post(path, content=bodies[1], headers=headers).status_code == 409
+    assert client.get("/v1/health").json()["decisions"] == before + 1  # and told once, as the answer that counts
+    traces = [told["trace_id"] for told in client.get("/v1/signals", params={"limit": 1000}).json()["decisions"]]
+    told = first.headers["x-trace-id"] if form == "one" else f"{first.headers['x-trace-id']}-0"
+    assert traces[0] == told
+    assert traces.count(told) == 1
 
 
 def test_a_fault_does_not_use_a_key_up(client: TestClient, bundle: Bundle, wanted: list[DecisionInputs]) -> None:

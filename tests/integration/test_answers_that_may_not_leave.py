@@ -170,15 +170,15 @@ def test_a_switch_thrown_while_the_body_comes_is_obeyed(bundle: Bundle, opening:
     assert (status, answer["reason"]) == (200, "KILL_SWITCH")
 
 
-@pytest.mark.parametrize("when", ["find", "keep", "work"])
+@pytest.mark.parametrize("when", ["settle", "replay", "work"])
 def test_a_switch_thrown_on_the_way_keeps_the_answer_here_and_the_key_good(
         bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     app, _ = served(bundle)
     service = app.state.service
     body = json.dumps(request_of(bundle, at(opening[0], OPEN_NS))).encode()
-    if when == "find":  # there is an answer to repeat
+    if when == "replay":  # there is an answer to repeat
         assert asked_raw(app, body)[1]["reason"] == "EXECUTE"
-    owner, name = (service, "decide") if when == "work" else (service.idempotency, when)
+    owner, name = (service, "decide") if when == "work" else (service.idempotency, "settle")
     plain = getattr(owner, name)
 
     def sync(*given: Any) -> Any:
@@ -204,13 +204,13 @@ def test_a_bar_that_grows_old_while_the_answer_is_kept_opens_nothing(
         bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch) -> None:
     app, clock = served(bundle)
     body = json.dumps(request_of(bundle, at(opening[0], OPEN_NS))).encode()
-    keep = app.state.service.idempotency.keep
+    settle = app.state.service.idempotency.settle
 
     async def slow(*given: Any) -> Any:
         clock.now = OPEN_NS + 61 * SECOND
-        return await keep(*given)
+        return await settle(*given)
 
-    monkeypatch.setattr(app.state.service.idempotency, "keep", slow)
+    monkeypatch.setattr(app.state.service.idempotency, "settle", slow)
     assert asked_raw(app, body)[0] == 503
     assert asked_raw(app, body)[1]["reason"] == "STALE_DATA"
 

@@ -68,13 +68,13 @@ def test_many_go_in_few_calls_and_each_gets_its_own_answer() -> None:
             async def ask(number: int) -> Any:
                 await asyncio.sleep(0.0002 * number)
                 exchange.tell("trade", number, {})
-                return await exchange.ask("begin", number)
+                return await exchange.ask("settle", number)
 
             found = await asyncio.gather(*(ask(number) for number in range(300)))
             await until(lambda: len(other.told) == 300)
             return found
 
-    assert asyncio.run(play()) == [("begin", number) for number in range(300)]
+    assert asyncio.run(play()) == [("settle", number) for number in range(300)]
     assert 2 <= len(other.calls) <= 30
     asked = [about for call in other.calls for _, about in call]
     assert asked == sorted(asked)
@@ -87,7 +87,7 @@ def test_a_lone_question_and_a_lone_event_wait_for_nothing() -> None:
         async with working(other, 0.0) as exchange:
             await asyncio.sleep(0.05)
             began = time.monotonic()
-            await exchange.ask("begin", 1)
+            await exchange.ask("settle", 1)
             exchange.tell("trade", 1, {})
             await until(lambda: len(other.told) == 1)
             return time.monotonic() - began
@@ -101,7 +101,7 @@ def test_one_call_at_a_time_and_the_slower_it_is_the_more_goes_in_one() -> None:
         async with working(other, 0.0) as exchange:
             asked = []
             for number in range(40):
-                asked.append(asyncio.create_task(exchange.ask("begin", number)))
+                asked.append(asyncio.create_task(exchange.ask("settle", number)))
                 await asyncio.sleep(0.002)
             await asyncio.gather(*asked)
         assert 2 <= len(other.calls) <= 10
@@ -112,14 +112,14 @@ def test_one_call_at_a_time_and_the_slower_it_is_the_more_goes_in_one() -> None:
 def test_a_fault_reaches_all_that_went_together_and_nobody_else() -> None:
     async def play() -> None:
         async with working(Other(), 0.01) as exchange:
-            await exchange.ask("begin", 0)
-            found = await asyncio.gather(exchange.ask("begin", "bad"), exchange.ask("begin", 2),
+            await exchange.ask("settle", 0)
+            found = await asyncio.gather(exchange.ask("settle", "bad"), exchange.ask("settle", 2),
                                          return_exceptions=True)
             assert [type(one) for one in found] == [ConnectionError, ConnectionError]
             with suppress(Away):
-                await exchange.ask("begin", 3)
+                await exchange.ask("settle", 3)
             await asyncio.sleep(0.05)
-            assert await exchange.ask("begin", 3) == ("begin", 3)
+            assert await exchange.ask("settle", 3) == ("settle", 3)
 
     asyncio.run(play())
 
@@ -131,22 +131,22 @@ def test_nobody_waits_while_a_failure_is_not_made_good() -> None:
         other.fails = [ConnectionError("gone")]
         exchange = Exchange(other, 0.0)
         exchange.open()
-        first = asyncio.create_task(exchange.ask("begin", 1))
+        first = asyncio.create_task(exchange.ask("settle", 1))
         await asyncio.sleep(0)
         step = asyncio.create_task(exchange.step(60.0))
         await asyncio.sleep(0.01)
-        meanwhile = asyncio.create_task(exchange.ask("begin", 2))
+        meanwhile = asyncio.create_task(exchange.ask("settle", 2))
         async with asyncio.timeout(5.0):
             found = await asyncio.gather(step, first, meanwhile, return_exceptions=True)
             assert [type(one) for one in found] == [ConnectionError] * 3
-            with pytest.raises(Away, match="'begin' is not asked: gone"):
-                await exchange.ask("begin", 3)
+            with pytest.raises(Away, match="'settle' is not asked: gone"):
+                await exchange.ask("settle", 3)
             await exchange.step(60.0)  # looks at once, though nothing waits
             assert other.calls[-1] == []
-            answered = asyncio.create_task(exchange.ask("begin", 4))
+            answered = asyncio.create_task(exchange.ask("settle", 4))
             await asyncio.sleep(0)
             await exchange.step(60.0)
-            assert await answered == ("begin", 4)
+            assert await answered == ("settle", 4)
 
     asyncio.run(play())
 
@@ -177,7 +177,7 @@ def test_answers_that_are_missing_leave_nobody_waiting() -> None:
     async def play() -> None:
         async with working(call, 0.01) as exchange:
             with pytest.raises(InternalError, match="1 questions got 0 answers"):
-                await exchange.ask("begin", 1)
+                await exchange.ask("settle", 1)
 
     asyncio.run(play())
 
@@ -185,11 +185,11 @@ def test_answers_that_are_missing_leave_nobody_waiting() -> None:
 def test_who_gives_up_takes_nobody_along() -> None:
     async def play() -> None:
         async with working(Other(0.02), 0.02) as exchange:
-            await exchange.ask("begin", 0)
-            gone, stays = (asyncio.create_task(exchange.ask("begin", number)) for number in (1, 2))
+            await exchange.ask("settle", 0)
+            gone, stays = (asyncio.create_task(exchange.ask("settle", number)) for number in (1, 2))
             await asyncio.sleep(0.005)
             gone.cancel()
-            assert await stays == ("begin", 2)
+            assert await stays == ("settle", 2)
             with pytest.raises(asyncio.CancelledError):
                 await gone
 
@@ -199,7 +199,7 @@ def test_who_gives_up_takes_nobody_along() -> None:
 def test_who_waits_when_the_exchange_ends_is_let_go() -> None:
     async def play() -> None:
         async with working(Other(60.0), 0.0) as exchange:
-            asked = asyncio.create_task(exchange.ask("begin", 1))
+            asked = asyncio.create_task(exchange.ask("settle", 1))
             await asyncio.sleep(0.05)
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(5.0):

@@ -174,10 +174,8 @@ def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
                                ("switch", link.agree_on_switch(service.kill.state))]:
                 with pytest.raises(HubSilent, match=f"that the replicas share has not answered '{name}'"):
                     await call
-            for call in (link.find_answer(key, b"a"),
-                         link.keep_answer(key, b"a", StoredAnswer(200, b"", "text/plain"))):
-                with pytest.raises((HubSilent, Away), match="that the replicas share has not answered"):
-                    await call
+            with pytest.raises((HubSilent, Away), match="that the replicas share has not answered"):
+                await link.settle_answer(key, b"a", StoredAnswer(200, b"", "text/plain"))
             with pytest.raises(HubSilent, match="'attach'"):
                 await opened(bundles[0], actor).start()
             app = FastAPI()

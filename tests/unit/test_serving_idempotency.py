@@ -20,7 +20,7 @@ from serving.idempotency import (
     AnswersLink,
     IdempotencyTable,
     Key,
-    Known,
+    Settled,
     SharedIdempotency,
     StoredAnswer,
 )
@@ -53,47 +53,50 @@ def answer(text: str = "x") -> StoredAnswer:
 def test_a_key_gives_its_answer_again_and_conflicts_with_another_body() -> None:
     clock = Clock()
     known = table(clock)
-    assert known.find(mine("k"), b"a") == Known("new")
-    assert known.find(mine("k"), b"a") == Known("new")  # nobody waits for who asked first
-    assert known.keep(mine("k"), b"a", answer("first")) == Known("new")
-    assert known.keep(mine("k"), b"a", answer("second")) == Known("stored", answer("first"))
-    assert known.find(mine("k"), b"a") == Known("stored", answer("first"))
-    assert known.find(mine("k"), b"b") == Known("conflict")
-    assert known.keep(mine("k"), b"b", answer("of another body")) == Known("conflict")
-    assert known.find(mine("k", "bob"), b"b") == Known("new")
+    for _ in range(2):  # to look is no claim: nobody waits for who looked first
+        assert known.find(mine("k"), b"a") == Settled("none")
+    assert known.settle(mine("k"), b"a", answer("first")) == Settled("kept")
+    assert known.settle(mine("k"), b"a", answer("second")) == Settled("stored", answer("first"))
+    assert known.find(mine("k"), b"a") == Settled("stored", answer("first"))
+    assert known.find(mine("k"), b"b") == Settled("conflict")
+    assert known.settle(mine("k"), b"b", answer("of another body")) == Settled("conflict")
+    assert known.find(mine("k", "bob"), b"b") == Settled("none")
     clock.now = 10.0
-    assert known.find(mine("k"), b"b") == Known("new")
+    assert known.find(mine("k"), b"b") == Settled("none")
+
+
+def stored(known: IdempotencyTable, key: Key) -> bool:
+    return known.find(key, b"a").state == "stored"
 
 
 def test_the_oldest_leave_when_it_is_full() -> None:
     known = table(Clock())
     for number in range(5):
-        assert known.keep(mine(str(number)), b"a", answer()) == Known("new")
+        assert known.settle(mine(str(number)), b"a", answer()) == Settled("kept")
     assert len(known) == 3
-    assert known.find(mine("1"), b"a").state == "new"
-    assert known.find(mine("4"), b"a").state == "stored"
-    known.keep(mine("big"), b"a", answer("y" * 100))
+    assert [stored(known, mine(str(number))) for number in range(5)] == [False, False, True, True, True]
+    known.settle(mine("big"), b"a", answer("y" * 100))
     assert (len(known), known.size) == (1, 100)
-    assert known.keep(mine("too big"), b"a", answer("y" * 101)) == Known("lost")
+    assert known.settle(mine("too big"), b"a", answer("y" * 101)) == Settled("lost")
     assert (len(known), known.size) == (1, 100)
-    assert known.find(mine("4"), b"a").state == "new"
+    assert not stored(known, mine("4"))
 
 
 def test_one_user_pushes_out_only_the_own() -> None:
     known = table(Clock(), keys=4, most_bytes=100)
-    known.keep(mine("a"), b"a", answer())
+    known.settle(mine("a"), b"a", answer())
     for number in range(50):
-        known.keep(mine(str(number), "bob"), b"a", answer("y" * 40))
-    assert known.find(mine("a"), b"a").state == "stored"
-    assert known.find(mine("49", "bob"), b"a").state == "stored"
-    assert known.find(mine("40", "bob"), b"a").state == "new"
+        known.settle(mine(str(number), "bob"), b"a", answer("y" * 40))
+    assert stored(known, mine("a"))
+    assert stored(known, mine("49", "bob"))
+    assert not stored(known, mine("40", "bob"))
     assert (len(known), known.size) == (3, 81)
 
 
 def test_what_has_expired_is_dropped_not_only_hidden() -> None:
     clock = Clock()
     known = table(clock)
-    known.keep(mine("a"), b"a", answer("y" * 50))
+    known.settle(mine("a"), b"a", answer("y" * 50))
     clock.now = 11.0
     known.purge()
     assert (len(known), known.size) == (0, 0)
@@ -115,15 +118,15 @@ class Actor:
         answers, _ = await self.body.exchange(Place("r", "c", "", 0, 0), [], questions)
         return answers
 
-    async def find_answer(self, key: Key, digest: bytes) -> Known:
+    async def find_answer(self, key: Key, digest: bytes) -> Settled:
         await self._reach()
-        known: Known = (await self._ask([("find", (key, digest))]))[0]
-        return known
+        settled: Settled = (await self._ask([("find", (key, digest))]))[0]
+        return settled
 
-    async def keep_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+    async def settle_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
         await self._reach()
-        known: Known = (await self._ask([("keep", (key, digest, answer))]))[0]
-        return known
+        settled: Settled = (await self._ask([("settle", (key, digest, answer))]))[0]
+        return settled
 
 
 def test_replicas_share_answers_and_work_on_without_the_actor() -> None:
@@ -134,15 +137,14 @@ def test_replicas_share_answers_and_work_on_without_the_actor() -> None:
     key = mine("k")
 
     async def play() -> None:
-        assert await ours.find(key, b"a") == Known("new")
-        assert await theirs.find(key, b"a") == Known("new")
-        assert await theirs.keep(key, b"a", answer("theirs")) == Known("new")
-        assert await ours.keep(key, b"a", answer("ours")) == Known("stored", answer("theirs"))
-        assert await ours.find(key, b"a") == Known("stored", answer("theirs"))
-        assert await ours.find(key, b"b") == Known("conflict")
+        assert await ours.find(key, b"a") == Settled("none")
+        assert await theirs.settle(key, b"a", answer("theirs")) == Settled("kept")
+        assert await ours.find(key, b"a") == Settled("stored", answer("theirs"))
+        assert await ours.settle(key, b"a", answer("ours")) == Settled("stored", answer("theirs"))
+        assert await ours.settle(key, b"b", answer("ours")) == Settled("conflict")
         actor.away = True
-        assert await ours.find(key, b"a") == Known("new")
-        assert await ours.keep(key, b"a", answer("alone")) == Known("lost")
+        assert await ours.find(key, b"a") == Settled("none")
+        assert await ours.settle(key, b"a", answer("alone")) == Settled("lost")
 
     asyncio.run(play())
 
@@ -152,7 +154,7 @@ def test_the_actor_is_bounded_by_the_settings() -> None:
         actor = Actor(keys=5)
         shared = SharedIdempotency(actor, Call(""))
         for number in range(20):
-            await shared.keep(mine(str(number)), b"a", answer())
+            await shared.settle(mine(str(number)), b"a", answer())
         assert len(actor.body._answers) == 5
 
     asyncio.run(play())
@@ -164,8 +166,8 @@ def test_a_slow_actor_takes_half_of_what_is_left_of_the_deadline() -> None:
         actor.seconds = 5.0
         call = Call("", deadline_ms=200.0)
         shared = SharedIdempotency(actor, call)
-        assert await shared.find(mine("k"), b"a") == Known("new")
-        assert await shared.keep(mine("k"), b"a", answer()) == Known("lost")
+        assert await shared.find(mine("k"), b"a") == Settled("none")
+        assert await shared.settle(mine("k"), b"a", answer()) == Settled("lost")
         assert call.age_ms() < 1000.0
 
     asyncio.run(play())
@@ -200,9 +202,9 @@ def test_the_client_is_told_that_its_answer_is_not_kept(tmp_path: Path) -> None:
 def test_no_answer_leaves_after_its_deadline_because_keeping_it_took_long(tmp_path: Path) -> None:
     """An actor that stops the whole loop: even then the answer is refused, not given late."""
     class Blocking(Actor):
-        async def keep_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Known:
+        async def settle_answer(self, key: Key, digest: bytes, answer: StoredAnswer) -> Settled:
             time.sleep(0.5)
-            return await super().keep_answer(key, digest, answer)
+            return await super().settle_answer(key, digest, answer)
 
     (answered,) = served(tmp_path, Blocking(), {"x-deadline-ms": "400", "Idempotency-Key": "k"})
     assert (answered.status_code, "past its deadline" in answered.text) == (503, True)
