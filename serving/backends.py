@@ -18,6 +18,7 @@ from algospace.types import AnyArray
 from serving.bundle import Bundle
 from serving.engines import Precision
 from serving.graphs import graph_model
+from serving.tensorrt_build import load_tensorrt
 
 BackendName = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx"]
 
@@ -80,6 +81,7 @@ def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
 
         return TorchBackend(bundle)
     if name in ("tensorrt", "tensorrt-rtx"):
+        load_tensorrt(name)  # before the backend brings torch, too: without the package nobody needs it
         from serving.tensorrt_backend import TensorRTBackend
 
         return TensorRTBackend(name, bundle, engines, precision)
