@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.serving_market import random_bundle
 
 SERVE, CLUSTER = REPOSITORY / "configs" / "serve", REPOSITORY / "configs" / "cluster"
-PRODUCTION = ("production", "production-autoscaling")
+PRODUCTION = ("production", "production-autoscaling", "production-gpu")
 
 
 def serve_config() -> dict[str, Any]:
@@ -46,11 +46,20 @@ def test_production_is_signed_replicated_documented_nowhere_and_drains(name: str
     assert (settings.autoscaling is not None) == name.endswith("autoscaling")
 
 
-def test_both_production_profiles_differ_in_size_only() -> None:
-    one, other = (load_config(ServeSettings, SERVE / f"{name}.yaml").model_dump() for name in PRODUCTION)
-    assert one.pop("autoscaling") is None
-    assert other.pop("autoscaling") is not None
-    assert one == other
+def test_production_profiles_differ_in_size_and_backends_only() -> None:
+    fixed, growing, gpu = (load_config(ServeSettings, SERVE / f"{name}.yaml").model_dump() for name in PRODUCTION)
+    assert growing["autoscaling"] is not None
+    assert growing | {"autoscaling": None} == fixed
+    assert gpu["app"]["backends"] == ("tensorrt", *fixed["app"]["backends"])
+    assert gpu | {"app": gpu["app"] | {"backends": fixed["app"]["backends"]}} == fixed
+
+
+@pytest.mark.parametrize("path", sorted(SERVE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_only_the_gpu_profile_names_what_a_cpu_never_has(path: Path) -> None:
+    """Anywhere else the alert of a fallback would never end, and nobody would look when a real one comes."""
+    backends = load_config(ServeSettings, path).app.backends
+    assert (backends != ("onnx", "torch")) == path.stem.endswith("-gpu")
+    assert "-gpu" not in serve_config()["applications"][0]["args"]["config"]
 
 
 def test_dev_is_one_replica_with_a_token() -> None:
