@@ -125,6 +125,11 @@ def network_shapes(schema: MatrixSchema, regime_size: int) -> Shapes:
                   regime_size)
 
 
+def is_bundle(directory: Path | str) -> bool:
+    """Whether a folder looks like a bundle, whole or damaged."""
+    return all((Path(directory) / name).is_file() for name in (MANIFEST, MANIFEST_HASH))
+
+
 def load_bundle(directory: Path | str) -> Bundle:
     """Verify and open a bundle; BundleError, one line, if anything about it is not as written."""
     directory = Path(directory)

@@ -1,7 +1,7 @@
-"""Models-from-code script of every registered model: describes the artifact folder it was registered with.
+"""Models-from-code script of the registered networks of a phase: describes the artifact folder it came with.
 
 MLflow copies this file into the model and runs it on loading, so it imports nothing of this project. Decisions are
-not made here: the folder (a checkpoint or a bundle) is opened by the project's own loaders.
+not made here, but by the registered bundle (serving.mlflow_model): a network alone has no gate and no limits.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ModelCard(PythonModel):
         for question in model_input:
             if question not in answers:
                 raise MlflowException.invalid_parameter_value(
-                    f"a model card knows {sorted(answers)}, not '{question}'; for decisions load {self.directory} "
-                    f"with serving.load_bundle if it is a bundle, or with the loader of its training phase")
+                    f"a model card knows {sorted(answers)}, not '{question}'; for decisions load a registered "
+                    f"bundle (models:/algospace-bundle@champion), this folder with its training phase's loader")
         return [json.dumps(answers[question](), sort_keys=True) for question in model_input]
 
 

@@ -272,8 +272,8 @@ class PhaseRun(_Run):
                        description: str) -> str:
         """Register a folder as a version of model `name` under an alias (`models:/name@alias`).
 
-        Returns the version, "" where tracking is off or the registration waits in the spool. Loading the model
-        with `mlflow.pyfunc` gives a card that describes the folder (see `model_card.py`).
+        Returns the version, "" where tracking is off or the registration waits in the spool. Loaded with
+        `mlflow.pyfunc` a bundle decides (serving.mlflow_model), another folder describes itself (`model_card.py`).
         """
         directory = Path(directory)
         if not directory.is_dir():

@@ -11,6 +11,7 @@ import os
 import socket
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+import serving  # noqa: E402
+from algospace import __version__  # noqa: E402
+from serving.bundle import is_bundle  # noqa: E402
 
 __all__ = ["FAULTS", "OPERATIONS", "connect", "find_local", "is_refusal", "metric_history"]
 
@@ -160,13 +165,22 @@ def _artifact(client: MlflowClient, experiment_id: str, run_id: str, path: str, 
 
 def _model(client: MlflowClient, experiment_id: str, run_id: str, name: str, directory: str, alias: str,
            metrics: dict[str, str], tags: dict[str, str], description: str) -> str:
-    """Log and register; returns the version. Leaner than `log_model`, which would infer requirements."""
+    """Log and register; returns the version. Leaner than `log_model`, which would infer requirements.
+
+    A bundle becomes a model that decides (serving.mlflow_model), any other folder one that describes it.
+    """
+    requirements = [f"mlflow=={mlflow.__version__}"]
+    if is_bundle(directory):
+        script, artifacts = Path(serving.__file__).with_name("mlflow_model.py"), {"bundle": directory}
+        requirements.append(f"algospace=={__version__}")
+    else:
+        script, artifacts = Path(__file__).with_name("model_card.py"), {"directory": directory}
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / _MODEL_FOLDER
-        mlflow.pyfunc.save_model(
-            str(saved), python_model=str(Path(__file__).with_name("model_card.py")),
-            artifacts={"directory": directory}, pip_requirements=[f"mlflow=={mlflow.__version__}"],
-            metadata={"description": description, "metrics": metrics})
+        with warnings.catch_warnings(record=True):  # MLflow has no words for a decision's request
+            mlflow.pyfunc.save_model(
+                str(saved), python_model=str(script), artifacts=artifacts, pip_requirements=requirements,
+                metadata={"description": description, "metrics": metrics})
         client.log_artifacts(run_id, str(saved), _MODEL_FOLDER)
     try:
         client.create_registered_model(name)

@@ -150,7 +150,7 @@ def test_a_registered_model_is_found_by_alias_and_describes_its_folder(home: Pat
     mlflow.set_tracking_uri(uri(home))
     model = mlflow.pyfunc.load_model("models:/algospace-core@champion")
     assert json.loads(model.predict(["config"])[0]) == {"config.json": {"seed": 2}}
-    with pytest.raises(mlflow.exceptions.MlflowException, match="load_bundle"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="for decisions load a registered bundle"):
         model.predict(["buy or sell?"])
     assert not list((home / "mlartifacts").rglob("*.pkl"))
 
