@@ -46,8 +46,25 @@ _RETRIED_BYTES = 65_536
 _REPLICA_PORT_RANGE = (10_240, 32_768)
 
 
-SERVE_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-"""Switches of every process of a Serve cluster: HAProxy as the ingress, no per-request extras (docs/serving)."""
+SERVE_FLAGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+    # A refused connection means a dead replica. With three of them (the default) the dead one, which has the
+    # fewest connections, is chosen again, after a second's pause: by then a request is past its deadline.
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    # What a replica that was killed has not answered goes to another one, if it is short enough to be kept.
+    # To do it twice does no harm: decisions are pure, and a change that was made is refused the second time.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_RETRIED_BYTES),
+    # Serve waits this long, requests or none, before a replica may end (30 s by default).
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""Environment of every Ray process of a service, on one machine or many; for `ray start` and KubeRay it stands in
+configs/cluster (serve.env, rayservice.yaml). HAProxy is the ingress, and nothing extra is done per request."""
 
 
 class AutoscalingSettings(FrozenConfig):
@@ -90,7 +107,7 @@ class ServeSettings(FrozenConfig):
 
 
 def serve_environment(scratch: Path) -> dict[str, str]:
-    """Environment of every Ray process of a service.
+    """SERVE_FLAGS, and what every Ray process of a service on this machine alone has beside them.
 
     Files and ports are its own: Serve's replicas share ports between clusters of one machine (SO_REUSEPORT), and
     requests to one service would be answered by another.
@@ -99,17 +116,7 @@ def serve_environment(scratch: Path) -> dict[str, str]:
     stats, metrics = first + _REPLICA_PORTS, first + _REPLICA_PORTS + 1
     return {
         **SERVE_FLAGS,
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
-        # A refused connection means a dead replica. With three of them (the default) the dead one, which has the
-        # fewest connections, is chosen again, after a second's pause: by then a request is past its deadline.
-        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        # What a replica that was killed has not answered goes to another one, if it is short enough to be kept.
-        # To do it twice does no harm: decisions are pure, and a change that was made is refused the second time.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_RETRIED_BYTES),
-        # Serve waits this long, requests or none, before a replica may end (30 s by default).
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # No load balancer in front chooses between machines, which would have to hear of this one's end (30 s).
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
@@ -120,8 +127,6 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,33 @@ def test_autoscaling_below_the_least_is_refused() -> None:
 
 
 def test_the_switches_are_on_wherever_a_cluster_is_started(tmp_path: Path) -> None:
+    """All of them: what a killed replica costs was measured with all of them."""
     assert SERVE_FLAGS.items() <= serve_environment(tmp_path).items()
     spec = manifest()["spec"]["rayClusterConfig"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         for container in group["template"]["spec"]["containers"]:
-            assert SERVE_FLAGS.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
-    head = (CLUSTER / "serve-production.yaml").read_text()
-    assert all(f"{name}={value}" in head for name, value in SERVE_FLAGS.items())
+            assert {e["name"]: e["value"] for e in container["env"]} == SERVE_FLAGS
+    printed = subprocess.run(["bash", "-c", "set -a; . configs/cluster/serve.env; env -0"], cwd=REPOSITORY, env={},
+                             capture_output=True, text=True, check=True).stdout
+    set_by_shell = {"PWD", "SHLVL", "_"}
+    found = dict(line.split("=", 1) for line in printed.split("\0") if line)
+    assert {name: value for name, value in found.items() if name not in set_by_shell} == SERVE_FLAGS
+
+
+def test_only_what_is_of_one_machine_is_set_beside_the_switches(tmp_path: Path) -> None:
+    """Ports, paths, and what a load balancer between machines would need to be longer."""
+    beside = serve_environment(tmp_path).keys() - SERVE_FLAGS.keys()
+    assert {name for name in beside if not re.search("_PORT$|_PATH$|_LOC$|_STATE_(BASE|FILE)$", name)} == {
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"}
+
+
+def test_serve_knows_every_switch(tmp_path: Path) -> None:
+    """In the pinned version: one that was renamed would do nothing, and nobody would see it."""
+    (place,) = importlib.import_module("ray.serve").__path__
+    known = (Path(place) / "_private" / "constants.py").read_text()
+    switches = [name for name in serve_environment(tmp_path) if name.startswith("RAY_SERVE_")]
+    assert len(switches) > len(SERVE_FLAGS)
+    assert [name for name in switches if f'"{name}"' not in known] == []
 
 
 @pytest.mark.parametrize("name", [*PRODUCTION, "dev"])
