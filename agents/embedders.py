@@ -4,7 +4,8 @@ Every embedder has two entrances that compute the same function:
     embed_window  (B, W, F)        -> (B, D)      one decision (serving, sparse rows)
     embed_segment (B, C + T, F)    -> (B, T, D)   T consecutive rows after C = context rows
 `tcn` does the second in one pass; `lstm` and `transformer` unfold the windows. `lstm_recurrent` is the exception:
-along a segment it remembers more than its window, which serving does not have.
+along a segment it remembers more than its window, which serving does not have. It is trained so; whoever judges it
+or makes columns with it calls `embed_rows`, which is `embed_window` on every window whatever the embedder.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Embedder(nn.Module):
         batch, steps = windows.shape[:2]
         flat = windows.reshape(batch * steps, self.context + 1, self.features)
         return self.embed_window(flat).reshape(batch, steps, self.dim)
+
+    def embed_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, context + T, F) -> (B, T, D); embed_window on every window, as serving computes it."""
+        return self.embed_segment(x)
 
 
 class TCNEmbedder(Embedder):
@@ -106,6 +111,9 @@ class RecurrentLSTMEmbedder(LSTMEmbedder):
     def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
         output, _ = self.lstm(x)
         return output[:, self.context:]
+
+    def embed_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return super().embed_segment(x)
 
 
 class TransformerEmbedder(Embedder):

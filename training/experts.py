@@ -37,10 +37,10 @@ def regime_columns(net: RegimeNet, table: MarketTable, mirror: bool = True) -> F
 
 @torch.no_grad()
 def embed_table(embedder: Embedder, rows: AnyArray) -> torch.Tensor:
-    """Every row of a matrix (n, F) embedded once: (n, D); the first rows see zeros before the table."""
+    """Every row's window of a matrix (n, F) embedded: (n, D); the first rows see zeros before the table."""
     before = torch.zeros(embedder.context, rows.shape[1])
     padded = torch.cat((before, torch.from_numpy(np.array(rows, np.float32))))
-    parts = [embedder.embed_segment(padded[None, first: first + _EMBED_ROWS + embedder.context])[0]
+    parts = [embedder.embed_rows(padded[None, first: first + _EMBED_ROWS + embedder.context])[0]
              for first in range(0, len(rows), _EMBED_ROWS)]
     return torch.cat(parts)
 

@@ -25,7 +25,7 @@ from tests.serving_market import (
 )
 
 BACKENDS = ("torch", "onnx")
-KINDS: tuple[EmbedderKind, ...] = ("tcn", "lstm", "transformer")
+KINDS: tuple[EmbedderKind, ...] = ("tcn", "lstm", "lstm_recurrent", "transformer")
 _SIZES = [(1, 1), (1, 30), (5, 4)]
 
 

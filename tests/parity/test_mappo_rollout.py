@@ -87,7 +87,7 @@ def test_the_compiled_segment_is_the_stepwise_one(training_market: MarketOnDisk,
     assert len(np.unique(compiled["actions"][..., 3])) == 3
 
 
-@pytest.mark.parametrize("embedder", ["tcn", "lstm"])
+@pytest.mark.parametrize("embedder", ["tcn", "lstm", "lstm_recurrent"])
 @pytest.mark.parametrize("mechanics", ["unit", "full"])
 def test_core_rollouts_on_bars_are_on_policy(training_market: MarketOnDisk, mechanics: str, embedder: str) -> None:
     spec = training_market.core_spec(env={"mechanics": mechanics}, net={"embedder": embedder}) | SAMPLING

@@ -21,10 +21,11 @@ _EMBED_STEPS = 128
 
 
 def unit_run(module: CoreTeamModule, spec: dict[str, Any], start: int, stop: int,
-             chunks: int = 256) -> tuple[FloatArray, Segments]:
+             chunks: int = 256, served: bool = True) -> tuple[FloatArray, Segments]:
     """Positions (n,) held over the bar after each row of [start, stop), 0 elsewhere, and the chunks' rows.
 
-    `spec` is the team's specification; its environment must have unit mechanics.
+    `spec` is the team's specification; its environment must have unit mechanics. `served`: embeddings as serving
+    computes them; without it as training does, which differs for recurrent embedders only.
     """
     length = (stop - start) // chunks
     starts = start + length * np.arange(chunks)
@@ -36,7 +37,7 @@ def unit_run(module: CoreTeamModule, spec: dict[str, Any], start: int, stop: int
     else:
         for first in range(0, length, _EMBED_STEPS):
             steps = min(_EMBED_STEPS, length - first)
-            positions[_rows(starts + first, steps)] = _play(module, env, steps)
+            positions[_rows(starts + first, steps)] = _play(module, env, steps, served)
     return positions, [(int(s), int(s) + length) for s in starts]
 
 
@@ -62,11 +63,11 @@ def _chunk_env(module: CoreTeamModule, spec: dict[str, Any], starts: Any, length
 
 
 @torch.no_grad()
-def _play(module: CoreTeamModule, env: VectorCoreEnv, steps: int) -> FloatArray:
+def _play(module: CoreTeamModule, env: VectorCoreEnv, steps: int, served: bool) -> FloatArray:
     """`steps` decisions of every chunk, one per row; positions (chunks, steps) after each."""
     straight = torch.zeros(env.num_envs, dtype=torch.bool)
     rows = torch.from_numpy(_rows(env.rows.astype(np.int64), steps))
-    embedded, market = module.embed(rows, straight), module.market_context(rows, straight)
+    embedded, market = module.embed(rows, straight, served), module.market_context(rows, straight)
     positions = np.zeros((env.num_envs, steps))
     for t in range(steps):
         _decide(module, env, embedded[:, t], market[:, t])

@@ -9,6 +9,7 @@ import torch
 
 from agents.core import CoreNet
 from agents.dropout import MaskBank
+from agents.embedders import Embedder
 from agents.mask_rows import mask_rows
 from agents.settings import AGENTS, NUM_ACCOUNT, NUM_PROPOSAL, CoreConfig
 from algospace.instruments import instrument
@@ -35,10 +36,11 @@ class CoreTeamModule(TeamModule):
         self.bank = MaskBank(spec["mask_key"], config.hidden, config.dropout)
         self.contiguous = CoreEnvConfig(**spec["env"]).decision_points == "bar"
 
-    def embed(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    def embed(self, rows: torch.Tensor, mirrored: torch.Tensor, served: bool = False) -> torch.Tensor:
         """Rows (B, T) int64 and mirrored (B,) bool -> voters' embeddings (B, T, 3, D).
 
-        Consecutive rows are embedded in one causal pass; scattered ones window by window.
+        Consecutive rows are embedded in one causal pass; scattered ones window by window. `served`: as serving
+        does, which differs from training for recurrent embedders.
         """
         if not self.contiguous:
             return self._embed_scattered(rows, mirrored)
@@ -56,10 +58,13 @@ class CoreTeamModule(TeamModule):
         strategic = tensors.strategic[span_30m + slow]
         pick = (rows_30m - first).unsqueeze(-1).expand(-1, -1, net.config.embed_dim)
         tactical, strategic, pick = (x.to(net.head.device) for x in (tactical, strategic, pick))
+
+        def along(embedder: Embedder, x: torch.Tensor) -> torch.Tensor:
+            return embedder.embed_rows(x) if served else embedder.embed_segment(x)
+
         return net.embed_voters(
-            net.strategic.embed_segment(strategic).gather(1, pick), net.tactical.embed_segment(tactical),
-            net.arbitrage_slow.embed_segment(strategic).gather(1, pick),
-            net.arbitrage_fast.embed_segment(tactical))
+            along(net.strategic, strategic).gather(1, pick), along(net.tactical, tactical),
+            along(net.arbitrage_slow, strategic).gather(1, pick), along(net.arbitrage_fast, tactical))
 
     def _embed_scattered(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         strategic, tactical = gather_windows(self.tensors, self.net.shapes, rows.flatten(),
