@@ -78,6 +78,8 @@ class Ablation:
 
 ABLATIONS: dict[str, Ablation] = {
     "none": Ablation("the configuration as it is"),
+    "death_masking": Ablation("agents that were not asked count with their one choice",
+                              ("core.mappo.death_masking=false",)),
     "value_norm": Ablation("values are not normalised", ("core.mappo.value_norm=false",)),
     "value_clip": Ablation("values are not clipped", ("core.mappo.value_clip=null",)),
     "huber": Ablation("squared errors of values", ("core.mappo.huber_delta=null",)),
@@ -101,6 +103,8 @@ ABLATIONS: dict[str, Ablation] = {
     "synergy": Ablation("decisions where there is a synergy, not on every bar",
                         ("core.env.decision_points=synergy",)),
     "lstm": Ablation("LSTM embedders", ("core.net.embedder=lstm",)),
+    "lstm_recurrent": Ablation("LSTM embedders that remember more in training than as served",
+                               ("core.net.embedder=lstm_recurrent",)),
     "transformer": Ablation("Transformer embedders", ("core.net.embedder=transformer",)),
     "window": Ablation("tactical window 128", ("matrices.tactical_window=128",), remake=True),
     "columns": Ablation("no extra tactical columns", ("matrices.tactical_extra=[]",), remake=True),
@@ -125,7 +129,7 @@ def main() -> None:
     args = _arguments()
     if args.list:
         for name, ablation in ABLATIONS.items():
-            print(f"{name:12s} {ablation.what}")
+            print(f"{name:14s} {ablation.what}")
         return
     torch.set_num_threads(1)
     names = ["none", *[name for name in args.ablation.split(",") if name and name != "none"]]
@@ -199,8 +203,11 @@ def run_one(bench: Bench, ablation: Ablation, name: str, seed: int) -> dict[str,
     with deciding_voters(ablation.voters), joint_action(ablation.one_agent):
         team = train_team(_spec(bench, ablation, seed), bench.config.core.mappo, folder)
         seconds = time.perf_counter() - started
-        pairs = [_score(bench, ablation, team, split) for split in bench.result.dataset.test]
-    return _summary(pairs) | {"steps_per_s": bench.config.core.mappo.env_steps / seconds}
+        found = _summary([_score(bench, ablation, team, split) for split in bench.result.dataset.test])
+        if bench.config.core.net.embedder == "lstm_recurrent":
+            trained = [_score(bench, ablation, team, split, served=False) for split in bench.result.dataset.test]
+            found["trained_fraction"] = _summary(trained)["fraction"]
+    return found | {"steps_per_s": bench.config.core.mappo.env_steps / seconds}
 
 
 def _summary(pairs: list[tuple[UnitScore, UnitScore]]) -> dict[str, Any]:
@@ -265,15 +272,16 @@ def _load(folder: Path) -> tuple[Float32Array, Float32Array]:
     return np.load(folder / "regime_vectors.npy"), np.load(folder / "proposals.npy")
 
 
-def _score(bench: Bench, ablation: Ablation, team: TrainedTeam, split: Split) -> tuple[UnitScore, UnitScore]:
-    """Unit scores of the policy and of the limit on one market."""
+def _score(bench: Bench, ablation: Ablation, team: TrainedTeam, split: Split,
+           served: bool = True) -> tuple[UnitScore, UnitScore]:
+    """Unit scores of the policy, as it is served or as it was trained, and of the limit on one market."""
     experts = _experts(bench, ablation, split)
     spec = {**team.spec, "market": str(split.table.resolve()), "experts": str(experts.resolve()),
             "table_hash": experts_hash(experts)}
     module = build_team_module(spec)
     module.load_state_dict(team.module.state_dict())
     assert isinstance(module, CoreTeamModule)
-    return _judge(split, *unit_run(module, spec, split.start, split.stop))
+    return _judge(split, *unit_run(module, spec, split.start, split.stop, served=served))
 
 
 def _judge(split: Split, held: AnyArray, segments: Sequence[tuple[int, int]]) -> tuple[UnitScore, UnitScore]:
@@ -357,16 +365,23 @@ def _print(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], mark
     """One line per ablation: mean and standard error over seeds."""
     print(f"\n{args.scenario}, {args.steps:,} decisions, {args.seeds} seeds from {args.first_seed}, markets "
           f"{', '.join(map(str, markets))}; fraction of the Bayes limit (mean ± standard error over seeds)\n")
-    print(f"{'ablation':12s} {'what':62s} {'fraction':>15s} {'seeds':>24s} {'exposure':>9s} {'turnover':>9s}")
+    print(f"{'ablation':14s} {'what':62s} {'fraction':>15s} {'seeds':>24s} {'exposure':>9s} {'turnover':>9s}")
     for name, found in rows.items():
-        values = [row["fraction"] for row in found]
-        if None in values:
-            mean, each = "-", "-"
-        else:
-            error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            mean, each = f"{np.mean(values):.1%} ± {error:.1%}", " ".join(f"{v:.1%}" for v in values)
+        mean, each = _mean_and_each([row["fraction"] for row in found])
         exposure, turnover = (np.mean([row[key] for row in found]) for key in ("exposure", "turnover"))
-        print(f"{name:12s} {ABLATIONS[name].what:62s} {mean:>15s} {each:>24s} {exposure:9.1%} {turnover:9.3f}")
+        print(f"{name:14s} {ABLATIONS[name].what:62s} {mean:>15s} {each:>24s} {exposure:9.1%} {turnover:9.3f}")
+        if "trained_fraction" in found[0]:
+            mean, each = _mean_and_each([row["trained_fraction"] for row in found])
+            print(f"{'':14s} {'the same played with what it remembers in training':62s} {mean:>15s} {each:>24s}")
+
+
+def _mean_and_each(values: Sequence[float | None]) -> tuple[str, str]:
+    """Mean with its standard error over seeds, and every seed's value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-", "-"
+    error = np.std(known, ddof=1) / np.sqrt(len(known)) if len(known) > 1 else float("nan")
+    return f"{np.mean(known):.1%} ± {error:.1%}", " ".join(f"{value:.1%}" for value in known)
 
 
 if __name__ == "__main__":
