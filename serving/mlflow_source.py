@@ -67,8 +67,9 @@ class Registry:
     def checks(self, ref: ModelRef) -> tuple[Check, ...]:
         """The checks recorded for a bundle; a failed one says so where nothing is recorded."""
         if not self._uri:
-            return (Check("recorded", False, "no registry is configured (lifecycle.registry), so no checks are "
-                                             "known; `algospace promote RUN` records them"),)
+            return (Check("recorded", False, "no registry is configured, so no checks are known; set "
+                                             "app.lifecycle.registry to MLflow's tracking URI, where `algospace "
+                                             "promote RUN` records them, and restart"),)
         tags = self._ask("tags", name=ref.name or self._name, version=ref.version, bundle=ref.id)["tags"]
         return recorded_checks(tags, ref.id)
 
@@ -80,7 +81,7 @@ class Registry:
 
     def _ask(self, what: str, **request: Any) -> dict[str, Any]:
         if not self._uri:
-            raise ConfigError("no registry is configured; set lifecycle.registry to MLflow's tracking URI")
+            raise ConfigError("no registry is configured; set app.lifecycle.registry to MLflow's tracking URI")
         try:
             done = subprocess.run([sys.executable, "-m", "serving.mlflow_source"], text=True, capture_output=True,
                                   input=json.dumps({"what": what, "uri": self._uri, **request}),

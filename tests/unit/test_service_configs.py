@@ -63,6 +63,14 @@ def test_only_the_gpu_profile_names_what_a_cpu_never_has(path: Path) -> None:
     assert "-gpu" not in serve_config()["applications"][0]["args"]["config"]
 
 
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_has_a_place_for_the_registry_that_promotions_need(name: str) -> None:
+    text = (SERVE / f"{name}.yaml").read_text()
+    assert "registry" not in yaml.safe_load(text)["app"]["lifecycle"]
+    filled = yaml.safe_load(text.replace("    # registry: ", "    registry: "))
+    assert ServeSettings.model_validate(filled).app.lifecycle.registry == "https://mlflow.example"
+
+
 def test_dev_is_one_replica_with_a_token() -> None:
     settings = load_config(ServeSettings, SERVE / "dev.yaml")
     assert (settings.replicas, settings.app.security.mode) == (1, "token")
