@@ -92,7 +92,8 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 @dataclass(frozen=True)
 class Load:
     """`rate` requests per second for `seconds`, over at most `connections`. `patience_s`: how long a request is
-    tried again after a broken connection or a 503, with its own idempotency key; 0: never."""
+    tried again after a broken connection or a 503, with its own idempotency key; 0: never. After a 503 it waits
+    for as long as the service asks for, as serving.client does."""
 
     url: str
     token: str
@@ -143,13 +144,13 @@ class Load:
             headers["Idempotency-Key"] = f"load-{due:.6f}-{number}"
         if self.deadline_ms is not None:
             headers["x-deadline-ms"] = f"{self.deadline_ms:g}"
-        line, tries, why, refused = await free.get(), 0, "", False
+        line, tries, why, refused, pause_s = await free.get(), 0, "", False, _PAUSE_S
         try:
             while tries == 0 or time.perf_counter() - due < self.patience_s:
                 tries += 1
                 if tries > 1:
                     outcome.again.setdefault(number, why)
-                    await asyncio.sleep(_PAUSE_S)
+                    await asyncio.sleep(pause_s)
                     headers.pop("x-request-start", None)  # the deadline counts from this try
                 outcome.in_flight.add(number)
                 if outcome.exposed is not None:
@@ -159,14 +160,16 @@ class Load:
                     status, body, said = await line.ask(
                         "/v1/decide", self.bodies[number % len(self.bodies)], headers, 10.0)
                 except ConnectionError as error:
-                    outcome.broken, why = outcome.broken + 1, str(error)
+                    outcome.broken, why, pause_s = outcome.broken + 1, str(error), _PAUSE_S
                     continue
                 outcome.statuses[status] += 1
                 if status == 503:
                     outcome.refused_ms.append((time.perf_counter() - began) * 1e3)
-                    if not said.get("retry-after", "").isdigit():
+                    after = said.get("retry-after", "")
+                    if not after.isdigit():
                         outcome.wrong.append(f"request {number}: 503 without Retry-After: {body[:120]!r}")
                     refused, why = True, f"503 {body[:120]!r}"
+                    pause_s = float(after) if after.isdigit() else _PAUSE_S
                     continue
                 outcome.accepted_ms.append((time.perf_counter() - due) * 1e3)
                 self._judge(number, status, body, trace_id, outcome, judge)

@@ -104,6 +104,43 @@ def until_all_run(running: Running, model: str, seconds: float) -> float:
     return time.monotonic() - started
 
 
+def ports(pid: int) -> list[int]:
+    """Where a process listens."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(os.readlink(link))
+        except OSError:  # closed meanwhile
+            continue
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sorted({int(line[1].rpartition(":")[2], 16) for line in lines
+                   if line[3] == "0A" and f"socket:[{line[9]}]" in inodes})
+
+
+def test_every_replica_gives_the_same_bits(running: Running) -> None:
+    """Asked past HAProxy, each by itself."""
+    until_all_run(running, running.bundles[0].id, 60)
+    table, bundle = serving_table(), running.bundles[0]
+    policy = BundlePolicy(bundle, table)
+    bodies = [request_of(bundle, policy.inputs(row, account)) for row in rows(table)[:30]
+              for account in accounts(table, row)[:2]]
+    answers: list[list[dict[str, Any]]] = []
+    for pid in processes(running.mark):
+        for port in ports(pid):
+            url = f"http://127.0.0.1:{port}"
+            try:
+                ask(url, TOKEN, bodies[0], 10.0)
+            except (OSError, ValueError):  # Ray's own ports speak no HTTP
+                continue
+            answers.append([ask(url, TOKEN, body, 60.0) for body in bodies])
+    for found in answers:
+        for answer in found:
+            del answer["trace_id"], answer["latency_ms"]
+    assert len(answers) == 2
+    assert answers[0] == answers[1]
+    assert len({answer["confidence"] for answer in answers[0]}) > 10
+
+
 def test_a_switch_under_load_reaches_both_replicas_and_fails_nothing(running: Running,
                                                                      body: dict[str, Any]) -> None:
     first, second = (bundle.id for bundle in running.bundles)
