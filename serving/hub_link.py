@@ -35,10 +35,10 @@ _RETRY_S = 0.2
 _VITAL = frozenset({"exchange", "receive", SWITCH})
 _LONGEST_RETRY_S = 30.0
 """What failed is tried again after `_RETRY_S`, twice that, and so on up to this."""
-_PACE_S = 0.01
+_PACE_S = 0.02
 """Calls to the actor that come faster go in one. At 300 decisions/s over two replicas, asking it for each key and
 each event took more of two cores than the decisions."""
-_FRESH_S = 0.03
+_FRESH_S = 0.06
 """News that came with an exchange so lately is not asked for."""
 
 
