@@ -1,8 +1,8 @@
 """Backends side by side: largest difference from torch, and latency for batches of 1 to 1024, small nets.
 
 Every backend that this machine can run is measured on the graphs a decision uses (embed, mrms, rde) and on vote;
-the others are named with the reason. TensorRT runs as a CUDA graph between pinned buffers. `--fp16` adds the
-parity report of FP16 graphs (ModelOpt's AutoCast), run with ONNX Runtime.
+the others are named with the reason. TensorRT runs as a CUDA graph between pinned buffers, in both precisions.
+`--fp16` adds the parity report of FP16 graphs (ModelOpt's AutoCast), run with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from algospace.errors import AlgoSpaceError
 from algospace.types import AnyArray
 from serving.backends import Backend, make_backend
 from serving.bundle import Bundle
-from serving.engines import fallback_code
+from serving.engines import ENGINE_BACKENDS, Precision, fallback_code
 from serving.half import confidences_of, parity_report
 from tests.serving_market import REGIME_SIZE, full_schema, random_bundle
 
-BACKENDS = ("torch", "onnx", "tensorrt", "tensorrt-rtx")
+RUNS: tuple[tuple[str, Precision], ...] = (("torch", "fp32"), ("onnx", "fp32"), *(
+    (name, precision) for name in ENGINE_BACKENDS for precision in get_args(Precision)))
 GRAPHS = ("embed", "rde", "mrms", "vote")
 BATCHES = (1, 8, 64, 256, 1024)
 
@@ -74,17 +75,18 @@ def measure(bundle: Bundle, seconds: float, cache: Path) -> dict[str, Any]:
     given = {batch: graph_inputs(batch, samples, hidden) for batch in BATCHES}
     reference = make_backend("torch", bundle)
     result: dict[str, Any] = {}
-    for name in BACKENDS:
+    for name, precision in RUNS:
+        title = name if precision == "fp32" else f"{name} {precision}"
         try:
-            backend = make_backend(name, bundle, cache)
+            backend = make_backend(name, bundle, cache, precision)
         except AlgoSpaceError as error:
-            result[name] = {"not_run": fallback_code(error)}
+            result[title] = {"not_run": fallback_code(error)}
             continue
-        result[name] = {"largest_difference": max(
+        result[title] = {"largest_difference": max(
             float(np.abs(value - backend.infer(graph, given[64][graph])[key]).max())
             for graph in GRAPHS for key, value in reference.infer(graph, given[64][graph]).items())}
         for graph in GRAPHS:
-            result[name][graph] = {batch: latency_ms(backend, graph, given[batch][graph], seconds)
+            result[title][graph] = {batch: latency_ms(backend, graph, given[batch][graph], seconds)
                                    for batch in BATCHES}
     return result
 

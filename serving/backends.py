@@ -16,7 +16,7 @@ import onnxruntime as ort
 from algospace.errors import BundleError, ConfigError
 from algospace.types import AnyArray
 from serving.bundle import Bundle
-from serving.engines import Precision
+from serving.engines import ENGINE_BACKENDS, Precision
 from serving.graphs import graph_model
 from serving.tensorrt_build import load_tensorrt
 
@@ -24,9 +24,10 @@ BackendName = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx"]
 
 
 class Backend(Protocol):
-    """Runs a bundle's graphs. Inputs and outputs are float32 arrays by name."""
+    """Runs a bundle's graphs. Inputs and outputs are float32 arrays by name, whatever it computes in."""
 
     name: str
+    precision: Precision
 
     def infer(self, graph: str, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Outputs of `graph`; ConfigError if the bundle does not hold it."""
@@ -37,6 +38,7 @@ class OnnxBackend:
     """ONNX Runtime on one thread, operators in sequence: the lowest latency for small graphs."""
 
     name = "onnx"
+    precision: Precision = "fp32"
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -72,15 +74,18 @@ class OnnxBackend:
 
 def make_backend(name: str, bundle: Bundle, engines: Path | None = None,
                  precision: Precision = "fp32") -> Backend:
-    """The registry of backends. `engines` (folder of built engines; by default the user's cache) and `precision`
-    concern TensorRT only. ConfigError or BundleError if the backend cannot run here."""
+    """The registry of backends. `engines` (folder of built engines; by default the user's cache) concerns TensorRT
+    only. ConfigError or BundleError if the backend cannot run here, or not in `precision`."""
+    if precision != "fp32" and name not in ENGINE_BACKENDS:
+        raise ConfigError(f"backend '{name}' computes in fp32 only; {precision} is for "
+                          f"{' and '.join(ENGINE_BACKENDS)}")
     if name == "onnx":
         return OnnxBackend(bundle)
     if name == "torch":
         from serving.torch_backend import TorchBackend  # 200 MB, which a service on another backend does not need
 
         return TorchBackend(bundle)
-    if name in ("tensorrt", "tensorrt-rtx"):
+    if name in ENGINE_BACKENDS:
         load_tensorrt(name)  # before the backend brings torch, too: without the package nobody needs it
         from serving.tensorrt_backend import TensorRTBackend
 

@@ -10,7 +10,7 @@ import typer
 
 from algospace.errors import ConfigError
 from serving.bundle import Bundle
-from serving.engines import Engine, default_cache
+from serving.engines import ENGINE_BACKENDS, Engine, default_cache
 from serving.tensorrt_build import BuildOptions, build_engines, load_tensorrt, parse_capabilities
 
 
@@ -37,7 +37,7 @@ def export_engines(bundle: Bundle, backend: str, capabilities: str | None, preci
 
 def wanted_builds(backend: str, capabilities: str | None, precision: Any) -> list[BuildOptions]:
     """The builds that the options name; ConfigError for what cannot be built here."""
-    if backend not in ("tensorrt", "tensorrt-rtx"):
+    if backend not in ENGINE_BACKENDS:
         raise ConfigError(f"--backend '{backend}': known are onnx, tensorrt and tensorrt-rtx")
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision '{precision}': known are fp32 and fp16")

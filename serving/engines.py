@@ -22,6 +22,8 @@ from algospace.errors import BundleError, ConfigError
 from algospace.files import atomic_path
 
 Precision = Literal["fp32", "fp16"]
+ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
+"""Those that run engines, and alone can compute in fp16."""
 _MAGIC = b"algospace-engine 1 "
 _HEAD = len(_MAGIC) + 64 + 1
 _CACHE_VARIABLE = "ALGOSPACE_ENGINES"

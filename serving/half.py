@@ -19,9 +19,9 @@ import onnx
 import onnxruntime as ort
 
 from agents.gate import Gate, count_votes, execution_probabilities
-from algospace.errors import ConfigError
 from algospace.types import AnyArray, FloatArray
 from serving.bundle import Bundle
+from serving.engines import BackendUnavailable
 from serving.graphs import graph_model
 
 BAND = 1e-2
@@ -29,6 +29,8 @@ BAND = 1e-2
 TIE = 1e-3
 """So may votes whose two likeliest choices are closer than this: which of them is chosen is then a matter of
 rounding, and the confidence that of another direction."""
+Answers = Mapping[str, Mapping[str, AnyArray]]
+"""Graph -> its outputs by name."""
 LARGEST = 100.0
 """A masked logit is a huge constant in both graphs; differences are taken below this magnitude only."""
 
@@ -55,8 +57,8 @@ def to_fp16(model: bytes) -> bytes:
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
-        raise ConfigError(f"FP16 needs ModelOpt: run `pip install 'algospace[fp16]'` "
-                          f"({' '.join(str(error).split())})") from error
+        raise BackendUnavailable("no_package", f"FP16 needs ModelOpt: run `pip install 'algospace[fp16]'` "
+                                               f"({' '.join(str(error).split())})") from error
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -74,16 +76,21 @@ def to_fp16(model: bytes) -> bytes:
 
 def parity_report(bundle: Bundle, inputs: Mapping[str, Mapping[str, AnyArray]], gate: Gate,
                   threshold: float) -> ParityReport:
-    """Compare the two precisions on the same inputs and masks.
+    """Compare the two precisions on the same inputs and masks, both run with ONNX Runtime.
 
     inputs: graph -> inputs of N rows; `vote` and `execute` are needed, others are compared if given.
     """
-    answers = {precision: {graph: _run(_model(bundle, graph, precision), given)
-                           for graph, given in inputs.items()} for precision in ("fp32", "fp16")}
-    difference = {f"{graph}.{name}": _largest(value, answers["fp16"][graph][name])
-                  for graph, found in answers["fp32"].items() for name, value in found.items()}
-    full, half = (confidences_of(answers[p], gate, threshold) for p in ("fp32", "fp16"))
-    tied = np.array([vote_margin(vote) for vote in answers["fp32"]["vote"]["logits"]]) <= TIE
+    exact, rounded = ({graph: _run(_model(bundle, graph, precision), given) for graph, given in inputs.items()}
+                      for precision in ("fp32", "fp16"))
+    return compare(exact, rounded, gate, threshold)
+
+
+def compare(exact: Answers, rounded: Answers, gate: Gate, threshold: float) -> ParityReport:
+    """What float32 and a coarser precision answered to the same inputs, `vote` and `execute` among them."""
+    difference = {f"{graph}.{name}": _largest(value, rounded[graph][name])
+                  for graph, found in exact.items() for name, value in found.items()}
+    full, half = (confidences_of(answers, gate, threshold) for answers in (exact, rounded))
+    tied = np.array([vote_margin(vote) for vote in exact["vote"]["logits"]]) <= TIE
     changed = (full >= threshold) != (half >= threshold)
     near = np.abs(full - threshold) <= BAND
     return ParityReport(len(full), difference, float(np.abs(full - half)[~tied].max(initial=0.0)),
@@ -97,7 +104,7 @@ def vote_margin(logits: AnyArray) -> float:
     return float((mean[:, -1] - mean[:, -2]).min())
 
 
-def confidences_of(answers: Mapping[str, Mapping[str, AnyArray]], gate: Gate, threshold: float) -> FloatArray:
+def confidences_of(answers: Answers, gate: Gate, threshold: float) -> FloatArray:
     """(N,): what the gate compares with its threshold."""
     votes, execution = answers["vote"]["logits"], answers["execute"]["logits"]
     return np.array([gate.decide(count_votes(vote), execution_probabilities(answer), threshold).confidence

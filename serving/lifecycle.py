@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 from pydantic import Field
@@ -31,9 +31,6 @@ from serving.mlflow_source import Registry, is_registry_uri
 from serving.models import Model
 from serving.shadow import ShadowRunner
 from serving.stream import StreamHub
-
-if TYPE_CHECKING:
-    from serving.backends import BackendName
 
 _LOG = structlog.get_logger("serving")
 _LATENCY_EVERY_S = 1.0
@@ -106,8 +103,8 @@ class Link(Protocol):
 class Lifecycle:
     """Champion, shadow and previous of one process, and the switches between them."""
 
-    def __init__(self, host: Host, settings: LifecycleSettings, backends: tuple[BackendName, ...]) -> None:
-        self._host, self.settings, self._backends = host, settings, backends
+    def __init__(self, host: Host, settings: LifecycleSettings, open_model: Callable[[Bundle], Model]) -> None:
+        self._host, self.settings, self._open_model = host, settings, open_model
         self.registry = Registry(settings.registry, settings.name, settings.cache)
         bundle = host.champion.bundle
         folder = str(bundle.directory)
@@ -311,7 +308,7 @@ class Lifecycle:
         bundle = load_bundle(ref.folder)
         if bundle.id != ref.id:
             raise NotSwitched(409, f"{ref.folder}: holds {bundle.id[:12]} now, not {ref.id[:12]}")
-        return Model(bundle, self._backends)
+        return self._open_model(bundle)
 
     async def _adopt(self, wanted: Aliases, models: dict[str, Model]) -> None:
         """The switch itself: one reference, between two requests of the event loop."""

@@ -10,22 +10,22 @@ from serving.backends import Backend, BackendName, make_backend
 from serving.bundle import Bundle
 from serving.correction import Correction
 from serving.decider import Decider, DecisionInputs, MarketState, account_record
-from serving.engines import fallback_code
+from serving.engines import ENGINE_BACKENDS, Precision, fallback_code
 
 _LOG = structlog.get_logger("serving")
 _WARM_UP = 3
 
 
 class Model:
-    """One bundle, warmed up on the first of `backends` that this machine can run.
+    """One bundle, warmed up on the first of `backends` that this machine can run; engines are of `precision`.
 
     `fallbacks`: `name: code` per backend that it could not. ConfigError if none works. `expected`: what it decided
     on blank inputs when it was loaded, before anybody was answered by it.
     """
 
-    def __init__(self, bundle: Bundle, backends: tuple[BackendName, ...]) -> None:
+    def __init__(self, bundle: Bundle, backends: tuple[BackendName, ...], precision: Precision = "fp32") -> None:
         self.bundle = bundle
-        self.backend, self.fallbacks = choose_backend(bundle, backends)
+        self.backend, self.fallbacks = choose_backend(bundle, backends, precision)
         self.decider = Decider(bundle, self.backend)
         self.correction = Correction(bundle)
         for seed in reversed(range(_WARM_UP)):
@@ -46,13 +46,18 @@ class Model:
             np.zeros(self.bundle.manifest.regime_size, np.float32), market, account, seed)
 
 
-def choose_backend(bundle: Bundle, backends: tuple[BackendName, ...]) -> tuple[Backend, list[str]]:
-    """(the first backend that works here, `name: code` per backend that did not; the log has the whole reason)."""
+def choose_backend(bundle: Bundle, backends: tuple[BackendName, ...],
+                   precision: Precision = "fp32") -> tuple[Backend, list[str]]:
+    """(the first backend that works here, `name: code` per backend that did not; the log has the whole reason).
+
+    Engines are of `precision`; what they fall back to computes in fp32, which is never the less exact one.
+    """
     failures: list[str] = []
     reasons: list[str] = []
     for name in backends:
         try:
-            return make_backend(name, bundle), failures
+            asked = precision if name in ENGINE_BACKENDS else "fp32"
+            return make_backend(name, bundle, precision=asked), failures
         except AlgoSpaceError as error:
             failures.append(f"{name}: {fallback_code(error)}")
             reasons.append(f"{name}: {error}")

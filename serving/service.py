@@ -7,13 +7,13 @@ import math
 import time
 import uuid
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import structlog
 from fastapi import Response
 from fastapi.responses import JSONResponse
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.execution.decision import Reason
@@ -35,6 +35,7 @@ from serving.bundle import Bundle
 from serving.calls import Call
 from serving.conditions import PreconditionsSettings, Watch
 from serving.decider import DecisionInputs
+from serving.engines import ENGINE_BACKENDS, Precision
 from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
@@ -55,9 +56,11 @@ _LOG = structlog.get_logger("serving")
 
 
 class AppSettings(FrozenConfig):
-    """`backends` in order of preference: the first that this machine can run is used."""
+    """`backends` in order of preference: the first that this machine can run is used. `precision` is that of
+    TensorRT's engines; the other backends compute in fp32."""
 
     backends: tuple[BackendName, ...] = Field(default=("onnx", "torch"), min_length=1)
+    precision: Precision = "fp32"
     max_body_bytes: int = Field(default=262_144, ge=1024)
     security: SecuritySettings = SecuritySettings()
     stream: StreamSettings = StreamSettings()
@@ -70,17 +73,25 @@ class AppSettings(FrozenConfig):
     logs: LogSettings = LogSettings()
     preconditions: PreconditionsSettings = PreconditionsSettings()
 
+    @model_validator(mode="after")
+    def _a_backend_computes_in_it(self) -> Self:
+        if self.precision == "fp16" and not set(self.backends) & set(ENGINE_BACKENDS):
+            raise ValueError(f"precision = fp16 is for engines, and backends = {', '.join(self.backends)} run "
+                             f"none: add {' or '.join(ENGINE_BACKENDS)}")
+        return self
+
 
 class Service:
     """The state behind the routes."""
 
     def __init__(self, bundle: Bundle, settings: AppSettings) -> None:
         self.settings = settings
-        self.champion = Model(bundle, settings.backends)
+        open_model = partial(Model, backends=settings.backends, precision=settings.precision)
+        self.champion = open_model(bundle)
         self.shadow: Model | None = None
         self.hub = StreamHub(settings.stream)
         self.telling = Telling(self.hub)
-        self.life = Lifecycle(self, settings.lifecycle, settings.backends)
+        self.life = Lifecycle(self, settings.lifecycle, open_model)
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
         self.watch = Watch(settings.preconditions, bundle.instrument.session, self.opens_nothing)
@@ -242,7 +253,7 @@ class Service:
         idle = None if self.last_ns is None else (time.time_ns() - self.last_ns) / 1e9
         why = self.not_ready()
         return {"status": "ok" if why is None else "not ready", "why": why,
-                "backend": model.backend.name, "fallbacks": model.fallbacks,
+                "backend": model.backend.name, "precision": model.backend.precision, "fallbacks": model.fallbacks,
                 "model": model.id, "instrument": manifest.instrument,
                 "schema_hash": manifest.schema_hash, "iterations": gate.config.iterations,
                 "threshold": gate.threshold, "decisions": self.decisions, "seconds_since_decision": idle,

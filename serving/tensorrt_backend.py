@@ -32,7 +32,7 @@ class TensorRTBackend:
 
     def __init__(self, name: str, bundle: Bundle, cache: Path | None = None,
                  precision: Precision = "fp32") -> None:
-        self.name = name
+        self.name, self.precision = name, precision
         self._bundle = bundle
         self._module = load_tensorrt(name)
         capability, driver = present_gpu(name)

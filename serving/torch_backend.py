@@ -16,6 +16,7 @@ from agents.risk import RiskNet
 from algospace.types import AnyArray
 from serving.backends import absent
 from serving.bundle import WEIGHTS, Bundle, network_shapes
+from serving.engines import Precision
 from serving.export import ExecuteGraph, RegimeGraph, RiskGraph, VoteGraph
 from serving.graphs import EMBED_INPUTS, EXECUTE_INPUTS, HEADS_INPUTS, REGIME_INPUTS, RISK_INPUTS, VOTE_INPUTS
 
@@ -24,6 +25,7 @@ class TorchBackend:
     """PyTorch eager, the reference; the weights come from the bundle's plain arrays."""
 
     name = "torch"
+    precision: Precision = "fp32"
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle

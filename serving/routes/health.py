@@ -19,14 +19,15 @@ class Health(BaseModel):
     """What runs here."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{
-        "status": "ok", "why": None, "backend": "onnx", "fallbacks": [], "model": _MODEL, "instrument": "ES",
-        "schema_hash": "0a" * 32, "iterations": 30, "threshold": 0.61, "decisions": 1042,
-        "seconds_since_decision": 0.02, "draining": False,
+        "status": "ok", "why": None, "backend": "onnx", "precision": "fp32", "fallbacks": [],
+        "model": _MODEL, "instrument": "ES", "schema_hash": "0a" * 32, "iterations": 30,
+        "threshold": 0.61, "decisions": 1042, "seconds_since_decision": 0.02, "draining": False,
         "kill_switch": False}]}, extra="allow")
 
     status: str
     why: str | None = None
     backend: str
+    precision: str
     fallbacks: list[str]
     model: str
     instrument: str

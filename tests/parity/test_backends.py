@@ -13,6 +13,7 @@ from algospace.errors import ConfigError
 from algospace.execution.decision import Reason
 from serving.backends import make_backend
 from serving.bundle import Bundle
+from serving.half import BAND, compare, confidences_of
 from serving.policy import BundlePolicy
 from tests.serving_market import (
     REGIME_SIZE,
@@ -160,3 +161,24 @@ def test_engines_equal_torch(backend: str, batch: int, tmp_path: Path) -> None:
                 _close(found[name], torch.from_numpy(value))
     logits = engine.infer("vote", pick(given, *VOTE, masks=slice(0, 3)))["logits"]
     assert logits.var(axis=1).max() > 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_fp16_engines_keep_the_verdicts(backend: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    bundle = random_bundle(tmp_path / "bundle", seed=3)
+    try:
+        engine = make_backend(backend, bundle, tmp_path / "engines", "fp16")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    given, reference = inputs(300, bundle.manifest.gate.iterations), make_backend("torch", bundle)
+    asked = {"vote": pick(given, *VOTE, masks=slice(0, 3)), "execute": pick(given, *EXECUTE, masks=slice(3, 4))}
+    exact, rounded = ({graph: one.infer(graph, chosen) for graph, chosen in asked.items()}
+                      for one in (reference, engine))
+    threshold = float(np.median(confidences_of(exact, bundle.gate(), 0.5)))
+    report = compare(exact, rounded, bundle.gate(), threshold)
+    assert report.confidence < BAND
+    assert report.unexplained == 0
+    assert max(report.difference.values()) > 0.0  # it did compute in another precision
