@@ -144,7 +144,7 @@ class Load:
             headers["Idempotency-Key"] = f"load-{due:.6f}-{number}"
         if self.deadline_ms is not None:
             headers["x-deadline-ms"] = f"{self.deadline_ms:g}"
-        line, tries, why, refused, pause_s = await free.get(), 0, "", False, _PAUSE_S
+        tries, why, refused, pause_s = 0, "", False, _PAUSE_S
         try:
             while tries == 0 or time.perf_counter() - due < self.patience_s:
                 tries += 1
@@ -152,6 +152,7 @@ class Load:
                     outcome.again.setdefault(number, why)
                     await asyncio.sleep(pause_s)
                     headers.pop("x-request-start", None)  # the deadline counts from this try
+                line = await free.get()
                 outcome.in_flight.add(number)
                 if outcome.exposed is not None:
                     outcome.exposed.add(number)
@@ -162,6 +163,8 @@ class Load:
                 except ConnectionError as error:
                     outcome.broken, why, pause_s = outcome.broken + 1, str(error), _PAUSE_S
                     continue
+                finally:
+                    free.put_nowait(line)
                 outcome.statuses[status] += 1
                 if status == 503:
                     outcome.refused_ms.append((time.perf_counter() - began) * 1e3)
@@ -178,7 +181,6 @@ class Load:
                 outcome.lost.append(f"request {number}: {why} after {tries} tries")
         finally:
             outcome.in_flight.discard(number)
-            free.put_nowait(line)
 
     @staticmethod
     def _judge(number: int, status: int, body: bytes, trace_id: str, outcome: Outcome, judge: Judge) -> None:

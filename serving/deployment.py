@@ -56,7 +56,9 @@ SERVE_FLAGS = {
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     # What a replica that was killed has not answered goes to another one, if it is short enough to be kept.
     # To do it twice does no harm: decisions are pure, and a change that was made is refused the second time.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Before that HAProxy pauses for as long as a connection may take, a second at most. Serve has a setting for it
+    # in whole seconds, and writes this one into HAProxy's defaults as it is, a second line, too.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    timeout connect 100ms",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_RETRIED_BYTES),
     # Serve waits this long, requests or none, before a replica may end (30 s by default).
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
