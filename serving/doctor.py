@@ -11,7 +11,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,11 +60,18 @@ def gpu() -> Iterator[Finding]:
                            text=True, capture_output=True, timeout=30, check=False)
     found = "; ".join(asked.stdout.split("\n")).strip("; ") or asked.stderr.strip()[:200]
     yield Finding("gpu", "ok" if asked.returncode == 0 else "fault", found)
-    for module in ("tensorrt", "tensorrt_rtx"):
-        try:
-            yield Finding(module, "ok", version(module.replace("_", "-")))
-        except PackageNotFoundError:
-            yield Finding(module, "note", "not installed; optional")
+
+
+def engine_parts() -> Iterator[Finding]:
+    """Who brings the modules of the TensorRT backends: a distribution per CUDA version. Engines are built without
+    a GPU, too."""
+    from serving.tensorrt_build import MODULES
+
+    owners = packages_distributions()
+    for backend, modules in MODULES.items():
+        owner = next((owners[module][0] for module in modules if module in owners), None)
+        yield (Finding(backend, "note", f"not installed; optional: pip install 'algospace[{backend}]'")
+               if owner is None else Finding(backend, "ok", f"{owner} {version(owner)}"))
 
 
 def serve_parts() -> Iterator[Finding]:
@@ -129,7 +136,7 @@ def port_parts(ports: list[int]) -> Iterator[Finding]:
 
 def examine(bundle: Path | None, ports: list[int]) -> list[Finding]:
     """Everything, in the order in which it is shown."""
-    parts: list[Callable[[], Iterator[Finding]]] = [versions, gpu, serve_parts, tracking]
+    parts: list[Callable[[], Iterator[Finding]]] = [versions, gpu, engine_parts, serve_parts, tracking]
     if bundle is not None:
         parts.append(lambda: bundle_parts(bundle))
     return [finding for part in [*parts, lambda: port_parts(ports)] for finding in part()]
