@@ -92,6 +92,8 @@ class RegimeConfig(FrozenConfig):
     validation_windows: evenly spaced windows that early stopping looks at.
     validation_fraction: tail of the training rows used where no validation rows are given.
     patience: epochs without improvement by at least `min_improvement` (relative) before training stops.
+    num_learners: remote processes that share each batch (DDP); 0 trains in the driver's process.
+    gpus_per_learner: of each of them, or of the driver's process.
     """
 
     size: RegimeSize = "small"
@@ -118,11 +120,19 @@ class RegimeConfig(FrozenConfig):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     patience: int = Field(4, ge=1)
     min_improvement: float = Field(1e-3, ge=0)
+    num_learners: int = Field(0, ge=0)
+    gpus_per_learner: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _patches_fill_the_window(self) -> Self:
         if self.window % self.patch:
             raise ValueError(f"patch {self.patch} must divide the window of {self.window} rows")
+        return self
+
+    @model_validator(mode="after")
+    def _learners_share_the_batch(self) -> Self:
+        if self.num_learners and self.batch_size % self.num_learners:
+            raise ValueError(f"num_learners {self.num_learners} must divide the batch_size of {self.batch_size}")
         return self
 
     @model_validator(mode="after")

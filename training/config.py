@@ -147,6 +147,14 @@ class RunConfig(FrozenConfig):
     tuning: TuningConfig | None = None
     torch_threads: int = Field(1, ge=1)
 
+    @property
+    def actors(self) -> tuple[int, float]:
+        """Processors (2 at least) and GPUs that the most demanding phase's runners and learners take."""
+        teams = (self.mrms.mappo, self.core.mappo)
+        processors = (2, self.rde.num_learners, *(team.remote_actors for team in teams))
+        gpus = (max(1, part.num_learners) * part.gpus_per_learner for part in (self.rde, *teams))
+        return max(processors), max(gpus)
+
     @model_validator(mode="after")
     def _markets_get_equal_shares(self) -> Self:
         count, shards = 1 + len(self.markets), self.core.mappo.num_shards

@@ -82,7 +82,7 @@ def run_joint(config: RunConfig, run_dir: Path, console: Console | None = None,
     write_text(run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     done: dict[str, CompletedRun] = {}
     with Tracker.open(config.tracking, run_dir, config.name, config.model_dump(mode="json"),
-                      config.digest()) as tracker, ray_session():
+                      config.digest()) as tracker, ray_session(*config.actors):
         joint = _Joint(config, run_dir, parts, tracker, console)
         joint.regime()
         results = [run_pipeline(part.config, part.folder, ("mrms",), console, part.dataset) for part in parts]

@@ -90,7 +90,7 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     results: dict[str, dict[str, Any]] = {}
     status = "FAILED"
     try:
-        with ray_session():
+        with ray_session(*config.actors):
             for name in [p for p in PHASES if p in phases]:
                 results[name] = _run_phase(name, config, dataset, run_dir, tracker, console)
                 seconds[name] = results[name]["seconds"]

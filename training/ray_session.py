@@ -15,11 +15,13 @@ _ANSWER_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(num_cpus: int = 2) -> Iterator[None]:
+def ray_session(num_cpus: int = 2, num_gpus: float = 0.0) -> Iterator[None]:
     """A Ray cluster for the block: the one this process already belongs to, the one that RAY_ADDRESS names, or a
     local one of `num_cpus` processors that ends with the block. RAY_AUTH_MODE is `disabled` unless set.
 
-    Raises ConfigError if nothing answers at RAY_ADDRESS.
+    A local one counts as many processors as it is asked for, or actors would wait for ever for one; GPUs it has or
+    lacks. A cluster that is joined may grow, so there actors wait for room.
+    Raises ConfigError if nothing answers at RAY_ADDRESS, or if this machine has fewer than `num_gpus` GPUs.
     """
     import ray
 
@@ -39,10 +41,22 @@ def ray_session(num_cpus: int = 2) -> Iterator[None]:
         # "local", or Ray joins whatever cluster was last started on this machine; RAY_ADDRESS chooses one
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
                  logging_level="ERROR")
+        _require_gpus(num_gpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_gpus(wanted: float) -> None:
+    """ConfigError if the local Ray, which is ended then, counts fewer GPUs."""
+    import ray
+
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if found < wanted:
+        ray.shutdown()
+        raise ConfigError(f"gpus_per_learner: the learners need {wanted:g} GPUs, this machine has {found:g}; set "
+                          f"it to 0, or join a cluster that has them (RAY_ADDRESS)")
 
 
 def _check_address(address: str) -> None:

@@ -69,8 +69,6 @@ def train_rde(
     progress: ProgressFn | None = None,
     *,
     mirror_sign: Float32Array | None = None,
-    num_learners: int = 0,
-    num_gpus_per_learner: float = 0,
     checkpoint: Path | None = None,
 ) -> RDEResult:
     """Train a regime network on normalised regime rows (m, F).
@@ -90,7 +88,7 @@ def train_rde(
     train_ends = _require(window_ends(regime_rows, train, config.window, ahead), config.batch_size, "training")
     validation_ends = _require(window_ends(regime_rows, validation, config.window, ahead), 1, "validation")
     picks = np.linspace(0, len(validation_ends) - 1, min(len(validation_ends), config.validation_windows))
-    group = _learner_group(config, seed, num_learners, num_gpus_per_learner)
+    group = _learner_group(config, seed)
     try:
         sign = np.ones(config.features, np.float32) if mirror_sign is None else np.asarray(mirror_sign, np.float32)
         centre, scale = column_scale(regime_rows[train_ends], sign)
@@ -98,7 +96,7 @@ def train_rde(
         digest = hashlib.sha256(b"".join(a.tobytes() for a in (regime_rows, sign, train_ends, validation_ends)))
         held_out = validation_ends[picks.astype(np.int64)]
         data = _Data(train_ends, held_out, mirror_sign is not None, digest.hexdigest())
-        run = _Run(group, config, seed, data, max(1, num_learners), checkpoint)
+        run = _Run(group, config, seed, data, checkpoint)
         return run.train(log, progress)
     finally:
         group.shutdown()
@@ -118,15 +116,14 @@ class _Run:
     """One training run over epochs: draws them, asks the learners to train, watches the validation loss."""
 
     def __init__(
-        self, group: LearnerGroup, config: RegimeConfig, seed: int, data: _Data, learners: int,
-        checkpoint: Path | None,
+        self, group: LearnerGroup, config: RegimeConfig, seed: int, data: _Data, checkpoint: Path | None
     ) -> None:
         self.group, self.config, self.seed, self.data = group, config, seed, data
-        self.checkpoint, self.learners = checkpoint, learners
+        self.checkpoint, self.learners = checkpoint, max(1, config.num_learners)
         windows = min(len(data.train_ends), config.windows_per_epoch or len(data.train_ends))
         self.steps = max(1, windows // config.batch_size)
         self.total_steps = self.steps * config.epochs
-        self.identity = stream_key(config.digest(), seed, learners, data.digest)
+        self.identity = stream_key(config.digest(), seed, data.digest)
 
     def train(self, log: LogFn | None, progress: ProgressFn | None) -> RDEResult:
         state = self._restore()
@@ -208,12 +205,10 @@ def _each(group: Any, call: Callable[[RDELearner], Any]) -> list[Any]:
     return results
 
 
-def _learner_group(config: RegimeConfig, seed: int, num_learners: int, gpus: float) -> LearnerGroup:
+def _learner_group(config: RegimeConfig, seed: int) -> LearnerGroup:
     """A LearnerGroup without an Algorithm; with `num_learners` 0 it needs no Ray cluster."""
-    if num_learners and config.batch_size % num_learners:
-        raise ConfigError(f"batch_size {config.batch_size} must be a multiple of {num_learners} learners")
     algorithm = AlgorithmConfig().framework("torch").learners(
-        learner_class=RDELearner, num_learners=num_learners, num_gpus_per_learner=gpus)
+        learner_class=RDELearner, num_learners=config.num_learners, num_gpus_per_learner=config.gpus_per_learner)
     return algorithm.build_learner_group(rl_module_spec=rde_module_spec(config, seed))
 
 

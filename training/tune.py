@@ -146,7 +146,7 @@ def _prepare_shared(plan: Plan, say: Callable[[str], None]) -> None:
     before = PHASES[: PHASES.index(plan.tune.phases[0])]
     if before:
         say(f"shared by all trials: {', '.join(before)}")
-        with ray_session():
+        with ray_session(*plan.base.actors):
             train_experts(plan.base, dataset, shared, before)
     if plan.tune.phases == ("core",):
         prepare_core(plan.base, dataset, shared)

@@ -5,6 +5,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from algospace.config import load_config
+from tests.conftest import REPOSITORY
+from training.config import RunConfig
 from training.mappo.module import ValueNorm
 from training.mappo.settings import MAPPOSettings, Ramp
 
@@ -74,3 +77,16 @@ def test_bf16_without_a_gpu_is_refused() -> None:
 def test_threads_belong_to_the_drivers_own_learner() -> None:
     with pytest.raises(ValidationError, match=r"threads \(2\) share the driver's own learner"):
         MAPPOSettings(threads=2, num_learners=2)
+
+
+@pytest.mark.parametrize(("overrides", "actors"), [
+    ([], (2, 0.0)),
+    (["rde.num_learners=4"], (4, 0.0)),
+    (["core.mappo.num_env_runners=3", "core.mappo.num_learners=2", "mrms.mappo.num_env_runners=1"], (5, 0.0)),
+    (["core.mappo.gpus_per_learner=1"], (2, 1.0)),
+    (["rde.num_learners=2", "rde.gpus_per_learner=0.5", "core.mappo.gpus_per_learner=0.5"], (2, 1.0)),
+])
+def test_a_run_asks_for_what_its_most_demanding_phase_takes(overrides: list[str],
+                                                            actors: tuple[int, float]) -> None:
+    config = load_config(RunConfig, REPOSITORY / "configs" / "quickstart.yaml", overrides)
+    assert config.actors == actors

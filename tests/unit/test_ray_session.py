@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+import ray
 
 from algospace.errors import ConfigError
 from training.ray_session import ray_session
@@ -24,3 +25,10 @@ def test_addresses_of_no_machine_are_refused_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="no Ray cluster answers there"), ray_session():
         pass
+
+
+def test_gpus_that_this_machine_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="the learners need 1000 GPUs, this machine has"), ray_session(1, 1000.0):
+        pass
+    assert not ray.is_initialized()

@@ -85,6 +85,11 @@ def test_a_patch_that_does_not_divide_the_window_is_refused() -> None:
         parse_config(RegimeConfig, {"patch": 7})
 
 
+def test_learners_that_cannot_share_the_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_learners 3 must divide the batch_size of 128"):
+        parse_config(RegimeConfig, {"num_learners": 3})
+
+
 def test_quick_recipe_takes_overrides_and_refuses_unknown_keys() -> None:
     assert RegimeConfig.quick().size == "tiny"
     assert RegimeConfig.quick(size="small").size == "small"

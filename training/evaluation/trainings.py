@@ -110,7 +110,7 @@ def train_core(config: RunConfig, experts: Experts, seeds: Seeds, folder: Path, 
         write_json(folder / "core.json", {"hash": digest, "status": "running"})
     spec = json.loads((folder / "spec.json").read_text())
     columns = (TextColumn("{task.description:>6}"), BarColumn(), TimeRemainingColumn())
-    with ray_session(), Progress(*columns, console=console, transient=True) as bar:
+    with ray_session(*config.actors), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("core", total=config.core.mappo.env_steps)
         team = train_team(spec, config.core.mappo, folder, None,
                           lambda done, total: bar.update(task, completed=done, total=total))

@@ -81,7 +81,7 @@ def walk_forward(run: WalkForwardRun, out: Path, console: Console | None = None)
     write_json(out / "run.json", {"mlflow_run_id": tracker.run_id, "config_hash": run.digest(),
                                   "git_commit": git_commit()})
     results = []
-    with tracker, ray_session():
+    with tracker, ray_session(*run.actors):
         for window, dataset in zip(windows, datasets, strict=True):
             results.append(_finished(run, window, dataset, out / window.name, tracker, console))
         document = walk_forward_document(run, results, trials, git_commit())
