@@ -33,9 +33,11 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(service.kill.watch_file())
+        watching = [asyncio.create_task(work) for work in (
+            service.kill.watch_file(), service.life.history.watch(service.life))]
         yield
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         service.drain()
         await service.telling.end()
         service.life.close()

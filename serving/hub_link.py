@@ -147,7 +147,7 @@ class HubLink:
             "attach", lambda: self._actor.attach.remote(self._configured, service.life.aliases))
         service.hub.begin_at(stream, seq, state, events)
         await self._follow(aliases)
-        if state.model is None:
+        if state.model is None or state.model["revision"] < aliases.revision:  # a deployment has promoted
             service.life.announce()
 
     async def _keep(self, name: str, step: Callable[[], Awaitable[None]], longest_s: float = math.inf) -> None:

@@ -30,7 +30,9 @@ from serving.logs import LogSettings, log_decision
 from serving.mlflow_source import Registry, is_registry_uri
 from serving.models import Model
 from serving.shadow import ShadowRunner
+from serving.shadow_history import Known, ShadowHistory, log_figures
 from serving.stream import StreamHub
+from serving.telling import decision_data
 
 _LOG = structlog.get_logger("serving")
 _LATENCY_EVERY_S = 1.0
@@ -60,6 +62,8 @@ class LifecycleSettings(FrozenConfig):
     """Folder of downloaded bundles; by default `algospace/bundles` in the user's cache."""
     shadow_queue: int = Field(default=64, ge=1)
     """Requests that may wait for the shadow; more are dropped and counted."""
+    shadow_record_s: float = Field(default=300.0, gt=0)
+    """How often the shadow's figures are recorded; MLflow takes a process of its own and some seconds for it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class Link(Protocol):
         """Replica -> the champion it runs."""
         ...
 
+    replica: str
+    """This one's name."""
+
 
 class Lifecycle:
     """Champion, shadow and previous of one process, and the switches between them."""
@@ -106,9 +113,11 @@ class Lifecycle:
     def __init__(self, host: Host, settings: LifecycleSettings, open_model: Callable[[Bundle], Model]) -> None:
         self._host, self.settings, self._open_model = host, settings, open_model
         self.registry = Registry(settings.registry, settings.name, settings.cache)
+        self.history = ShadowHistory(self.registry)
         bundle = host.champion.bundle
         folder = str(bundle.directory)
         self.aliases = Aliases(ModelRef(bundle.id, folder, folder))
+        self._refs: dict[str, ModelRef] = {}
         self._changed_at = -math.inf
         self.link: Link | None = None
         self.agreed: Callable[[bool], None] | None = None
@@ -143,8 +152,19 @@ class Lifecycle:
                                     "max_ms": ordered[-1]})
 
     def announce(self) -> None:
-        """Publish which models there are (topic model)."""
-        self._host.hub.publish("model", self.status())
+        """Publish which models there are (topic model). The figures of a pair that ends by it are kept first."""
+        known, now = self.shadow_figures(), self.status()
+        if known is not None and (known[1]["champion"], known[1]["shadow"]) != (now["champion"], now["shadow"]):
+            self.history.tell(*known, ended=True)
+        self._host.hub.publish("model", now)
+
+    def shadow_figures(self) -> Known | None:
+        """The shadow that the stream tells of, and what is known of it; None without one."""
+        figures = self._host.hub.log.state.shadow.summary()
+        if figures is None:
+            return None
+        name = figures["shadow"]
+        return self._refs.get(name, ModelRef(name, "", "")), figures
 
     def status(self) -> dict[str, Any]:
         """Ids of champion, shadow and previous, what the champion is, and what the registry said last."""
@@ -227,10 +247,12 @@ class Lifecycle:
             self.last_failure = None
 
     def close(self) -> None:
-        """End the shadow's thread."""
+        """End the shadow's thread; what is known of it stays in the log."""
         if self._runner is not None:
             self._runner.stop()
             self._runner = None
+            if (known := self.shadow_figures()) is not None:
+                log_figures(known[1], ended=False)
 
     def _plan(self, order: Order) -> tuple[Aliases, tuple[Check, ...]]:
         """The aliases that the order leads to, after its checks."""
@@ -318,6 +340,7 @@ class Lifecycle:
         host.champion = models[wanted.champion.id]
         if shadow is not None and "shadow" in models:
             host.shadow = models.pop("shadow")
+        self._refs |= {ref.id: ref for ref in (wanted.champion, shadow) if ref is not None}
         self.aliases, self._models, self._changed_at = wanted, models, time.monotonic()
         if host.shadow is not None and self._runner is None:
             self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
@@ -368,20 +391,3 @@ async def _whole(work: Coroutine[Any, Any, None]) -> None:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((task,))
         raise
-
-
-def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
-                  latency_ms: float) -> dict[str, Any]:
-    """A decision as the stream tells it."""
-    p, regime = decision.proposal, None
-    if inputs.regime.ndim == 1 or decision.reason not in FORBIDDING:  # the RDE is not asked for what was refused
-        regime = model.decider.regime_vector(inputs.regime).tolist()  # a window's vector is remembered
-    return {"trace_id": trace_id, "ts_ns": time.time_ns(), "instrument": model.bundle.manifest.instrument,
-            "price": inputs.market.close, "verdict": decision.verdict, "reason": decision.reason.value,
-            "direction": decision.direction, "confidence": decision.confidence, "votes": decision.votes,
-            "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
-                         "target_distance": p.target_distance, "limit": p.limit},
-            "uncertainty": decision.uncertainty, "regime": regime,
-            "gate": None if inputs.gate is None else inputs.gate._asdict(),
-            "model": model.id, "latency_ms": latency_ms}
-

@@ -79,6 +79,16 @@ class Registry:
                   for alias, ref in aliases.items()}
         return str(self._ask("note", aliases=wanted)["noted"])
 
+    def record(self, ref: ModelRef, tag: str, text: str) -> str:
+        """Set a tag of a bundle's version; which one that is, "" where the registry knows none."""
+        return str(self._ask("record", name=ref.name or self._name, version=ref.version, bundle=ref.id, tag=tag,
+                             text=text)["recorded"])
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a registry at all."""
+        return bool(self._uri)
+
     def _ask(self, what: str, **request: Any) -> dict[str, Any]:
         if not self._uri:
             raise ConfigError("no registry is configured; set app.lifecycle.registry to MLflow's tracking URI")
@@ -115,7 +125,8 @@ def recorded_checks(tags: Mapping[str, str], bundle: str) -> tuple[Check, ...]:
 def _main() -> None:
     """One request on stdin, one answer on stdout."""
     request = json.load(sys.stdin)
-    known: dict[str, Callable[..., dict[str, Any]]] = {"fetch": _fetch, "tags": _tags, "note": _note}
+    known: dict[str, Callable[..., dict[str, Any]]] = {"fetch": _fetch, "tags": _tags, "note": _note,
+                                                    "record": _record}
     what = known[request.pop("what")]
     with redirect_stdout(sys.stderr):
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -178,6 +189,14 @@ def _note(client: Any, aliases: dict[str, dict[str, str]]) -> dict[str, Any]:
             client.set_registered_model_alias(ref["name"], alias, found.version)
             noted.append(f"models:/{ref['name']}@{alias} is version {found.version}")
     return {"noted": "; ".join(noted) or "nothing: the registry does not know these bundles"}
+
+
+def _record(client: Any, name: str, version: str, bundle: str, tag: str, text: str) -> dict[str, Any]:
+    found = _version(client, name, version, bundle)
+    if found is None or found.tags.get("bundle") != bundle:
+        return {"recorded": ""}
+    client.set_model_version_tag(name, found.version, tag, text)
+    return {"recorded": f"models:/{name}/{found.version}"}
 
 
 if __name__ == "__main__":

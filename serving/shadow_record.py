@@ -47,6 +47,7 @@ class ShadowRecord:
 
     def __init__(self) -> None:
         self._pair: tuple[Any, Any] = (None, None)
+        self.since_ns = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -55,10 +56,10 @@ class ShadowRecord:
         self.reliability = {"champion": Reliability(), "shadow": Reliability()}
         self._open: dict[str, deque[tuple[str, float, float, float, float]]] = {}
 
-    def models(self, champion: Any, shadow: Any) -> None:
-        """The models are these now; figures of another pair are forgotten."""
+    def models(self, champion: Any, shadow: Any, ts_ns: int) -> None:
+        """The models are these now, as of `ts_ns` (UTC); figures of another pair are forgotten."""
         if (champion, shadow) != self._pair:
-            self._pair = champion, shadow
+            self._pair, self.since_ns = (champion, shadow), ts_ns
             self._clear()
 
     def take(self, data: dict[str, Any]) -> None:
@@ -107,7 +108,8 @@ class ShadowRecord:
         if shadow is None:
             return None
         n = self.compared
-        return {"champion": champion, "shadow": shadow, "compared": n, "dropped": self.dropped,
+        return {"champion": champion, "shadow": shadow, "since_ns": self.since_ns,
+                "compared": n, "dropped": self.dropped,
                 "verdict_agreement": self.same_verdict / n if n else None,
                 "direction_agreement": self.same_direction / n if n else None,
                 "confidence_difference": self.difference / n if n else None,

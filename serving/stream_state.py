@@ -71,7 +71,7 @@ class StreamState:
             self.shadow.take(data)
         elif topic == "model":
             self.model = data
-            self.shadow.models(data.get("champion"), data.get("shadow"))
+            self.shadow.models(data.get("champion"), data.get("shadow"), event.ts_ns)
         elif topic == "latency":
             self.latency = data
         elif topic == "kill":

@@ -1,4 +1,5 @@
-"""Batches told behind their answers: to the stream, the log and the shadow, row by row, as if each had come alone.
+"""What the stream is told of a decision; and batches told behind their answers, row by row, as if each had come
+alone, to the stream, the log and the shadow.
 
 All rows at once would fill the queues of the stream's clients, so some are told and then the clients get time to
 read along. The answer does not wait for that.
@@ -7,16 +8,20 @@ read along. The answer does not wait for that.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import structlog
 
 from algospace.execution.decision import Decision
+from algospace.execution.preconditions import FORBIDDING
 from serving.batch import BatchDecisions
 from serving.batch_service import RowsRead
 from serving.calls import Call
 from serving.correction import GateLevel
 from serving.decider import DecisionInputs, MarketState
+from serving.models import Model
 from serving.stream import StreamHub
 
 _LOG = structlog.get_logger("serving")
@@ -26,6 +31,22 @@ _MOST_BEHIND, _END_S = 4, 2.0
 
 Row = tuple[DecisionInputs, Decision, str]
 """A decision and its trace id."""
+
+
+def decision_data(model: Model, inputs: DecisionInputs, decision: Decision, trace_id: str,
+                  latency_ms: float) -> dict[str, Any]:
+    """A decision as the stream tells it."""
+    p, regime = decision.proposal, None
+    if inputs.regime.ndim == 1 or decision.reason not in FORBIDDING:  # the RDE is not asked for what was refused
+        regime = model.decider.regime_vector(inputs.regime).tolist()  # a window's vector is remembered
+    return {"trace_id": trace_id, "ts_ns": time.time_ns(), "instrument": model.bundle.manifest.instrument,
+            "price": inputs.market.close, "verdict": decision.verdict, "reason": decision.reason.value,
+            "direction": decision.direction, "confidence": decision.confidence, "votes": decision.votes,
+            "proposal": {"contracts": p.contracts, "stop_distance": p.stop_distance,
+                         "target_distance": p.target_distance, "limit": p.limit},
+            "uncertainty": decision.uncertainty, "regime": regime,
+            "gate": None if inputs.gate is None else inputs.gate._asdict(),
+            "model": model.id, "latency_ms": latency_ms}
 
 
 def told_rows(read: RowsRead, decided: BatchDecisions, model_id: str, trace_id: str) -> Iterator[Row]:

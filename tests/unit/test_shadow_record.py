@@ -20,7 +20,7 @@ def compared(price: float, champion: dict[str, object], shadow: dict[str, object
 def test_agreement_and_outcomes() -> None:
     record = ShadowRecord()
     assert record.summary() is None
-    record.models("a", "b")
+    record.models("a", "b", 2)
     record.take(compared(100.0, opinion("a", 1, 0.8), opinion("b", -1, 0.6)))
     record.take(compared(100.0, opinion("a", 0, 0.0, "REJECT"), opinion("b", 0, 0.0, "REJECT")))
     record.take({"dropped": 3})
@@ -40,9 +40,9 @@ def test_agreement_and_outcomes() -> None:
                                        "brier": pytest.approx(0.04)}
     assert calibration["shadow"] == {"resolved": 1, "gained": 0.0, "ece": pytest.approx(0.6),
                                      "brier": pytest.approx(0.36)}
-    record.models("a", "b")
+    record.models("a", "b", 2)
     assert record.summary()["compared"] == 2  # type: ignore[index]
-    record.models("b", None)
+    record.models("b", None, 3)
     assert record.summary() is None
 
 
