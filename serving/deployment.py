@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import shutil
 import socket
 import sys
@@ -44,6 +45,8 @@ _LONGEST_SCRATCH = 26
 _REPLICA_PORTS = 64
 _RETRIED_BYTES = 65_536
 _REPLICA_PORT_RANGE = (10_240, 32_768)
+_MOST_CONNECTIONS = 20_000
+_OTHER_FILES = 200
 
 
 SERVE_FLAGS = {
@@ -58,7 +61,10 @@ SERVE_FLAGS = {
     # To do it twice does no harm: decisions are pure, and a change that was made is refused the second time.
     # Before that HAProxy pauses for as long as a connection may take, a second at most. Serve has a setting for it
     # in whole seconds, and writes this one into HAProxy's defaults as it is, a second line, too.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    timeout connect 100ms",
+    # A third one closes what has sent no request: else it may stay silent for an hour, and 4,096 of those are all
+    # that HAProxy takes by default.
+    "RAY_SERVE_HAPROXY_RETRY_ON":
+        "conn-failure empty-response\n    timeout connect 100ms\n    timeout http-request 10s",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_RETRIED_BYTES),
     # Serve waits this long, requests or none, before a replica may end (30 s by default).
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -120,6 +126,7 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         **SERVE_FLAGS,
         # No load balancer in front chooses between machines, which would have to hear of this one's end (30 s).
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
@@ -130,6 +137,15 @@ def serve_environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
     }
+
+
+def _most_connections() -> int:
+    """What HAProxy may hold at once. It takes up to two sockets and a pipe's share, 2.5 open files, for each, and
+    does not start where that is more than the hard limit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, (limit - _OTHER_FILES) * 2 // 5)
 
 
 def _scratch_directory() -> Path:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.client
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
+from websockets.sync.client import connect
 
 from benchmarks.reliability import Questions, main, questions
 from serving.deployment import free_port
+from tests.integration.test_serving_cluster import command
 from tests.serving_market import random_bundle
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-of-enough-length"
 _HUNDRED_MB = 100_000_000
+_CROWD = 10_000
+_FILES = _CROWD + 1_000
 
 
 @pytest.mark.parametrize("scenario", [
@@ -54,14 +61,14 @@ class Target(NamedTuple):
     host: str
     port: int
     asked: Questions
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[Any]
 
     def is_sound(self) -> None:
-        """It lives, and answers what the policy decides."""
+        """It lives, and answers a new caller what the policy decides."""
         assert self.process.poll() is None, "the service has died"
         request = urllib.request.Request(f"{self.url}/v1/decide", data=self.asked.bodies[0], headers={
             "Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=40) as answer:
             assert self.asked.judge(0, json.loads(answer.read())) is None
 
     def connect(self) -> socket.socket:
@@ -73,7 +80,17 @@ class Target(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def files() -> Iterator[None]:
+    """Room for the crowd in this process and in those that it starts, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory, files: None) -> Iterator[Target]:
     """The application under plain uvicorn: no proxy in front that would take the blows."""
     bundle = random_bundle(tmp_path_factory.mktemp("faults") / "bundle")
     port = free_port()
@@ -164,23 +181,103 @@ def test_requests_that_are_none_are_refused(target: Target, text: bytes) -> None
     target.is_sound()
 
 
-def test_thousands_of_sockets_are_borne(target: Target) -> None:
-    """10,000, or what the limit of open files allows to both sides."""
-    count = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+@pytest.fixture(scope="module")
+def behind_haproxy(tmp_path_factory: pytest.TempPathFactory, files: None) -> Iterator[Target]:
+    """The service as it is started, with its proxy in front."""
+    bundle = random_bundle(tmp_path_factory.mktemp("crowd") / "bundle")
+    process = command("serve", "--bundle", bundle.directory, "--json", "--seconds", "600", ALGOSPACE_TOKEN=TOKEN)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        pytest.fail(f"the service did not start: {process.communicate()[1][-2000:]}")
+    url = json.loads(line)["url"]
+    yield Target(url, "127.0.0.1", urlsplit(url).port or 0, questions([bundle], 4), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
 
-    async def crowd() -> tuple[int, float]:
-        lines = []
-        for _ in range(count):
-            with contextlib.suppress(OSError):
-                lines.append(await asyncio.wait_for(asyncio.open_connection(target.host, target.port), 20))
-        began = time.perf_counter()
-        await asyncio.to_thread(target.is_sound)
-        seconds = time.perf_counter() - began
+
+Lines = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+
+
+async def crowd(target: Target, meanwhile: Callable[[Lines], Awaitable[None]]) -> int:
+    """Open 10,000 sockets that say nothing, and keep them during `meanwhile`; how many were accepted.
+
+    TimeoutError if one is neither accepted nor refused within a minute.
+    """
+    async def one() -> None:
+        with contextlib.suppress(ConnectionError):
+            lines.append(await asyncio.wait_for(asyncio.open_connection(target.host, target.port), 60))
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _FILES:
+        pytest.skip(f"{_CROWD:,} sockets take {_FILES:,} open files; the hard limit (ulimit -Hn) is lower")
+    lines: Lines = []
+    try:
+        for _ in range(0, _CROWD, 500):
+            await asyncio.gather(*(one() for _ in range(500)))
+        await meanwhile(lines)
+        return len(lines)
+    finally:
         for _, writer in lines:
             writer.close()
-        return len(lines), seconds
 
-    opened, seconds = asyncio.run(crowd())
-    assert opened >= min(count, 4000)
-    assert seconds < 5
+
+def report(capfd: pytest.CaptureFixture[str], record: Callable[[str, object], None], where: str,
+           **figures: float) -> None:
+    for name, value in figures.items():
+        record(name, value)
+    with capfd.disabled():
+        print(f"\n{where}, {_CROWD:,} silent sockets: " + ", ".join(f"{k} {v:g}" for k, v in figures.items()))
+
+
+def test_ten_thousand_silent_sockets_hold_nobody_up(
+        target: Target, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]) -> None:
+    seconds = []
+
+    async def meanwhile(lines: Lines) -> None:
+        began = time.perf_counter()
+        await asyncio.to_thread(target.is_sound)
+        seconds.append(time.perf_counter() - began)
+
+    accepted = asyncio.run(crowd(target, meanwhile))
+    report(capfd, record_property, "uvicorn", accepted=accepted, refused=_CROWD - accepted,
+           new_caller_s=round(seconds[0], 3))
+    assert seconds[0] < 5
+    target.is_sound()
+
+
+def test_ten_thousand_silent_sockets_are_closed_by_haproxy_and_harm_nobody_meanwhile(
+        behind_haproxy: Target, capfd: pytest.CaptureFixture[str],
+        record_property: Callable[[str, object], None]) -> None:
+    """It holds as many as its open files allow and lets the others wait; who says nothing for 10 s has to go."""
+    target, figures = behind_haproxy, {}
+    caller = http.client.HTTPConnection(target.host, target.port, timeout=40)
+
+    def ask_again() -> None:
+        caller.request("POST", "/v1/decide", target.asked.bodies[0], {
+            "Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
+        assert target.asked.judge(0, json.loads(caller.getresponse().read())) is None
+
+    def timed(call: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        call()
+        return round(time.perf_counter() - began, 3)
+
+    async def meanwhile(lines: Lines) -> None:
+        figures["caller_s"] = await asyncio.to_thread(timed, ask_again)
+        figures["new_caller_s"] = await asyncio.to_thread(timed, target.is_sound)
+        ends = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in lines)), 60)
+        figures["closed"] = sum(not end or end.split()[1] == b"408" for end in ends)
+
+    ask_again()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with connect(target.url.replace("http", "ws") + "/v1/stream", additional_headers=headers) as watcher:
+        figures["accepted"] = accepted = asyncio.run(crowd(target, meanwhile))
+        report(capfd, record_property, "behind HAProxy", refused=_CROWD - accepted, **figures)
+        assert figures["closed"] == accepted
+        assert figures["caller_s"] < 5
+        assert figures["new_caller_s"] < 30
+        with contextlib.suppress(TimeoutError):
+            while True:  # what came during the crowd
+                watcher.recv(timeout=0.01)
+        assert watcher.recv(timeout=20)  # it said nothing either, and still hears
     target.is_sound()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,17 @@ def test_the_switches_are_on_wherever_a_cluster_is_started(tmp_path: Path) -> No
 
 
 def test_only_what_is_of_one_machine_is_set_beside_the_switches(tmp_path: Path) -> None:
-    """Ports, paths, and what a load balancer between machines would need to be longer."""
+    """Ports, paths, the limit of open files, and what a load balancer between machines would need to be longer."""
     beside = serve_environment(tmp_path).keys() - SERVE_FLAGS.keys()
     assert {name for name in beside if not re.search("_PORT$|_PATH$|_LOC$|_STATE_(BASE|FILE)$", name)} == {
-        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"}
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S", "RAY_SERVE_HAPROXY_MAXCONN"}
+
+
+@pytest.mark.parametrize(("limit", "most"), [(4_096, 1_558), (20_000, 7_920), (1_048_576, 20_000), (-1, 20_000)])
+def test_haproxy_holds_as_many_connections_as_its_open_files_allow(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, limit))
+    assert serve_environment(tmp_path)["RAY_SERVE_HAPROXY_MAXCONN"] == str(most)
 
 
 def test_serve_knows_every_switch(tmp_path: Path) -> None:
