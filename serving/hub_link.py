@@ -145,8 +145,11 @@ class HubLink:
         service = self._service
         stream, seq, state, events, aliases = await _patiently(
             "attach", lambda: self._actor.attach.remote(self._configured, service.life.aliases))
+        known = service.life.shadow_figures()
         service.hub.begin_at(stream, seq, state, events)
         await self._follow(aliases)
+        if state.model is None and known is not None:  # the actor has died, and what it had counted
+            service.life.history.tell(*known, ended=True)
         if state.model is None or state.model["revision"] < aliases.revision:  # a deployment has promoted
             service.life.announce()
 

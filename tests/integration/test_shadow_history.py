@@ -215,7 +215,7 @@ def test_a_bundle_that_no_registry_knows_is_in_the_log(bundles: list[Bundle], bo
     assert lost["why"] == "the registry does not know this bundle"
 
 
-def test_of_several_replicas_one_tells_and_a_new_deployment_ends_a_pair(
+def test_of_several_replicas_one_tells_and_a_lost_actor_or_a_new_deployment_loses_nothing(
         bundles: list[Bundle], bodies: list[bytes], uri: str, in_process: None,
         made: Callable[..., Service]) -> None:
     async def play() -> None:
@@ -237,11 +237,16 @@ def test_of_several_replicas_one_tells_and_a_new_deployment_ends_a_pair(
         for task in watching:
             task.cancel()
 
+        actor.dies()
+        await until(lambda: tags(uri, 2)[0]["ended"])  # what was counted is not lost with it
+        await until(lambda: all(s.hub.log.stream == actor.body._log.stream for s in (first, second)))
+        await until(lambda: second.hub.log.state.shadow.summary() is not None)
+        await compare(second, bodies[:2])
         deployed = made(bundles[2], registry=uri)
         new = HubLink(deployed, actor)
         await new.start()
         await deployed.life.history.written()
-        assert [(tag["compared"], tag["ended"]) for tag in tags(uri, 2)] == [(4, True)]
+        assert [(tag["compared"], tag["ended"]) for tag in tags(uri, 2)] == [(4, True), (2, True)]
         await until(lambda: first.champion.id == second.champion.id == bundles[2].id)
         await until(lambda: first.hub.log.state.model["champion"] == bundles[2].id)
         for link in (*links, new):
