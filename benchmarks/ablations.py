@@ -365,11 +365,13 @@ def _print(args: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], mark
     """One line per ablation: mean and standard error over seeds."""
     print(f"\n{args.scenario}, {args.steps:,} decisions, {args.seeds} seeds from {args.first_seed}, markets "
           f"{', '.join(map(str, markets))}; fraction of the Bayes limit (mean ± standard error over seeds)\n")
-    print(f"{'ablation':14s} {'what':62s} {'fraction':>15s} {'seeds':>24s} {'exposure':>9s} {'turnover':>9s}")
+    print(f"{'ablation':14s} {'what':62s} {'fraction':>15s} {'seeds':>24s} {'exposure':>9s} {'turnover':>9s} "
+          f"config")
     for name, found in rows.items():
         mean, each = _mean_and_each([row["fraction"] for row in found])
         exposure, turnover = (np.mean([row[key] for row in found]) for key in ("exposure", "turnover"))
-        print(f"{name:14s} {ABLATIONS[name].what:62s} {mean:>15s} {each:>24s} {exposure:9.1%} {turnover:9.3f}")
+        print(f"{name:14s} {ABLATIONS[name].what:62s} {mean:>15s} {each:>24s} {exposure:9.1%} {turnover:9.3f} "
+              f"{found[0]['config'][:12]}")
         if "trained_fraction" in found[0]:
             mean, each = _mean_and_each([row["trained_fraction"] for row in found])
             print(f"{'':14s} {'the same played with what it remembers in training':62s} {mean:>15s} {each:>24s}")

@@ -134,6 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = RegimeConfig(size=options.size, epochs=options.epochs, windows_per_epoch=10_240, learning_rate=2e-3,
                           patience=3)
+    print(f"regime configuration {config.digest()[:12]}")
     for scenario in options.scenario.split(","):
         measure(scenario, config, options.train_bars, options.train_seed,
                 [int(part) for part in options.seeds.split(",")], options.seed, options.network_steps)
