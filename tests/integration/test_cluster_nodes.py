@@ -1,4 +1,4 @@
-"""Several Ray nodes on one machine: a submitted job, a node without the table, and a node that is killed."""
+"""Several Ray nodes on one machine: a submitted job, a node without the table, nodes and a head that are lost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,9 @@ class Nodes:
         raise AssertionError(f"{alive} nodes did not come up: {done.stdout} {done.stderr[-2000:]}")
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
+@contextmanager
+def started_nodes() -> Iterator[Nodes]:
+    """Nodes on ports and in a folder of their own; what was started is ended with the block."""
     folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # the names of sockets in it must be short
     port, dashboard = free_port(), free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1",
@@ -117,13 +119,19 @@ def nodes() -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with started_nodes() as cluster:
+        yield cluster
+
+
 def descendants(process: int) -> list[int]:
-    """A process and its children, theirs, and so on."""
+    """A process and the children of all its threads, theirs, and so on."""
     found = [process]
     for number in found:
-        listing = Path(f"/proc/{number}/task/{number}/children")
-        if listing.is_file():
-            found += [int(child) for child in listing.read_text().split()]
+        for listing in Path(f"/proc/{number}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                found += [int(child) for child in listing.read_text().split()]
     return found
 
 
@@ -148,10 +156,15 @@ def train(work: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
                                 stdout=log, stderr=log)
 
 
-def wait_for_steps(work: Path, driver: subprocess.Popen[bytes], count: int) -> None:
+def steps_of(work: Path) -> list[int]:
+    """Team decisions after every iteration so far."""
+    return [int(step) for step in (work / "steps").read_text().split()] if (work / "steps").is_file() else []
+
+
+def wait_for_steps(work: Path, count: int, driver: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + 300.0
-    while not ((work / "steps").is_file() and len((work / "steps").read_text().split()) >= count):
-        assert driver.poll() is None, (work / "driver.log").read_text()[-3000:]
+    while len(steps_of(work)) < count:
+        assert driver is None or driver.poll() is None, (work / "driver.log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -202,14 +215,60 @@ def test_a_lost_node_ends_nothing_and_changes_nothing(nodes: Nodes, training_mar
     work = tmp_path / "cluster"
     write_job(work, training_market, settings, pause=0.2)
     driver = train(work, nodes.environment)
-    wait_for_steps(work, driver, 5)
+    wait_for_steps(work, 5, driver)
     if kind == "learner":  # the machine that replaces it
         nodes.worker()
         nodes.wait_for(3)
     lose(doomed)
     assert driver.wait(400) == 0, (work / "driver.log").read_text()[-3000:]
-    steps = [int(step) for step in (work / "steps").read_text().split()]
-    assert steps == [128 * n for n in range(1, 21)]  # no iteration was repeated or left out
+    assert steps_of(work) == [128 * n for n in range(1, 21)]  # no iteration was repeated or left out
+    alone(tmp_path / "alone", training_market, settings)
+    assert_same_team(work, tmp_path / "alone")
+
+
+def submit(nodes: Nodes, arguments: list[str]) -> None:
+    """`ray job submit`, which succeeds; the head and its agent need a moment before they take jobs."""
+    for _ in range(12):
+        done = subprocess.run([str(BIN / "ray"), "job", "submit", *arguments], cwd=REPOSITORY,
+                              env=nodes.environment, capture_output=True, text=True, timeout=900, check=False)
+        if "Failed to connect" not in done.stderr and "No available agent" not in done.stderr:
+            break
+        time.sleep(5.0)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_after_the_head_was_lost_a_new_one_goes_on_from_the_last_checkpoint(training_market: MarketOnDisk,
+                                                                          tmp_path: Path) -> None:
+    """The job's driver runs on the head and is lost with it; the checkpoints lie elsewhere."""
+    settings = small_settings(env_steps=128 * 40, checkpoint_every=5, num_env_runners=1)
+    work = tmp_path / "cluster"
+    write_job(work, training_market, settings, pause=0.2)
+    (work / "driver.py").write_text(DRIVER)
+    job = ["--", sys.executable, str(work / "driver.py"), str(work)]
+    with started_nodes() as lost:
+        lost.head(dashboard=True)
+        lost.worker()
+        lost.wait_for(2)
+        submit(lost, ["--no-wait", *job])
+        wait_for_steps(work, 12)
+        lose(lost.started[0])
+        time.sleep(1.0)
+        before = steps_of(work)
+        time.sleep(3.0)
+        assert steps_of(work) == before  # nobody trains on
+    assert len(before) < 40
+    assert not (work / "run" / "team").exists()
+    newest = max(int(folder.name) for folder in (work / "run" / "checkpoint").iterdir() if folder.name.isdigit())
+    with started_nodes() as fresh:
+        fresh.head(dashboard=True)
+        fresh.worker()
+        fresh.wait_for(2)
+        submit(fresh, job)
+    after = steps_of(work)[len(before):]
+    repeated = len(before) + len(after) - 40
+    assert 0 <= repeated <= 5  # checkpoint_every
+    assert after == [128 * n for n in range(len(before) - repeated + 1, 41)]
+    assert after[0] == 128 * (newest + 1)
     alone(tmp_path / "alone", training_market, settings)
     assert_same_team(work, tmp_path / "alone")
 
@@ -220,15 +279,9 @@ def test_a_job_submitted_to_several_nodes_trains_the_phases(nodes: Nodes, tmp_pa
     nodes.worker()
     nodes.wait_for(3)
     run_dir = tmp_path / "job"
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "training.run",
-               "--config", "configs/quickstart.yaml", "--run-dir", str(run_dir), *TINY,
-               "core.mappo.num_env_runners=1", "core.mappo.num_learners=1"]
-    for _ in range(12):  # the head and its agent need a moment before they take jobs
-        done = subprocess.run(command, cwd=REPOSITORY, env=nodes.environment, capture_output=True, text=True,
-                              timeout=900, check=False)
-        if "Failed to connect" not in done.stderr and "No available agent" not in done.stderr:
-            break
-        time.sleep(5.0)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    command = ["--working-dir", ".", "--", sys.executable, "-m", "training.run", "--config",
+               "configs/quickstart.yaml", "--run-dir", str(run_dir), *TINY, "core.mappo.num_env_runners=1",
+               "core.mappo.num_learners=1"]
+    submit(nodes, command)
     for phase in ("rde", "mrms", "core"):
         assert json.loads((run_dir / phase / "phase.json").read_text())["status"] == "finished"
