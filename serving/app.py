@@ -27,9 +27,10 @@ from serving.service import AppSettings, Service
 _MOST_FAULTS = 20
 
 
-def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticator) -> FastAPI:
-    """The application for one bundle, its champion."""
-    service = Service(bundle, settings)
+def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticator,
+               source: str | None = None) -> FastAPI:
+    """The application for one bundle, its champion; `source`: see Service."""
+    service = Service(bundle, settings, source)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:

@@ -293,8 +293,8 @@ class Replica:
         configure_logs(app_settings.logs)
         accept_many(asyncio.get_running_loop())  # Serve listens once this is done
         self._link: HubLink | None = None
-        self._app = create_app(find_bundle(source, app_settings.lifecycle)[0], app_settings,
-                               make_authenticator(app_settings.security, digest))
+        bundle, source = find_bundle(source, app_settings.lifecycle)
+        self._app = create_app(bundle, app_settings, make_authenticator(app_settings.security, digest), source)
         if shared:
             service = self._app.state.service
             self._link = HubLink(service, open_hub(app_settings.stream, app_settings.service))

@@ -110,18 +110,17 @@ class Link(Protocol):
 class Lifecycle:
     """Champion, shadow and previous of one process, and the switches between them."""
 
-    def __init__(self, host: Host, settings: LifecycleSettings, open_model: Callable[[Bundle], Model]) -> None:
+    def __init__(self, host: Host, settings: LifecycleSettings, open_model: Callable[[Bundle], Model],
+                 champion: ModelRef) -> None:
         self._host, self.settings, self._open_model = host, settings, open_model
         self.registry = Registry(settings.registry, settings.name, settings.cache)
         self.history = ShadowHistory(self.registry)
-        bundle = host.champion.bundle
-        folder = str(bundle.directory)
-        self.aliases = Aliases(ModelRef(bundle.id, folder, folder))
+        self.aliases = Aliases(champion)
         self._refs: dict[str, ModelRef] = {}
         self._changed_at = -math.inf
         self.link: Link | None = None
         self.agreed: Callable[[bool], None] | None = None
-        self._models: dict[str, Model] = {bundle.id: host.champion}
+        self._models: dict[str, Model] = {champion.id: host.champion}
         self._runner: ShadowRunner | None = None
         self._switching, self._noting = asyncio.Lock(), asyncio.Lock()
         self.noted: str | None = None

@@ -33,6 +33,14 @@ def is_registry_uri(source: str) -> bool:
     return source.startswith("models:")
 
 
+def named(source: str) -> tuple[str, str]:
+    """(name, version) of a registry's URI, "" for a version that it does not name; ConfigError if it is none."""
+    parts = _URI.fullmatch(source)
+    if parts is None:
+        raise ConfigError(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return parts["name"], parts["version"] or ""
+
+
 @dataclass(frozen=True)
 class Found:
     """A downloaded bundle: its folder, and the registered model's name and version."""
@@ -55,8 +63,7 @@ class Registry:
 
     def fetch(self, source: str) -> Found:
         """Download the bundle that `source` means, unless it is here already."""
-        if not _URI.fullmatch(source):
-            raise ConfigError(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        named(source)
         return Found(**self._ask("fetch", source=source, cache=str(self._cache)))
 
     def kept(self, bundle: str) -> Path | None:
@@ -146,9 +153,8 @@ def _main() -> None:
 def _fetch(client: Any, source: str, cache: str) -> dict[str, Any]:
     import mlflow
 
-    named = _URI.fullmatch(source)
-    assert named is not None  # Registry.fetch has looked
-    name, alias, version = named["name"], named["alias"], named["version"]
+    name, version = named(source)
+    alias = source.partition("@")[2]
     found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     home = Path(cache)
     home.mkdir(parents=True, exist_ok=True)

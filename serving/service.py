@@ -49,6 +49,7 @@ from serving.page.settings import PageSettings
 from serving.reading import FieldError, decision_inputs, faults
 from serving.schemas import DecideRequest, DecideResponse
 from serving.security.settings import SecuritySettings
+from serving.sources import reference
 from serving.stream import StreamHub, StreamSettings
 from serving.telling import Telling, told_rows
 
@@ -84,14 +85,15 @@ class AppSettings(FrozenConfig):
 class Service:
     """The state behind the routes."""
 
-    def __init__(self, bundle: Bundle, settings: AppSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: AppSettings, source: str | None = None) -> None:
+        """`source`: what the bundle was asked for by, as serving.sources.find_bundle gives it."""
         self.settings = settings
         open_model = partial(Model, backends=settings.backends, precision=settings.precision)
         self.champion = open_model(bundle)
         self.shadow: Model | None = None
         self.hub = StreamHub(settings.stream)
         self.telling = Telling(self.hub)
-        self.life = Lifecycle(self, settings.lifecycle, open_model)
+        self.life = Lifecycle(self, settings.lifecycle, open_model, reference(bundle, source))
         self.idempotency: Idempotency = LocalIdempotency(make_table(settings.service))
         self.kill = KillSwitch(settings.preconditions.kill_file, partial(self.hub.publish, "kill"))
         self.watch = Watch(settings.preconditions, bundle.instrument.session, self.opens_nothing)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from algospace.errors import ConfigError
+from serving.aliases import ModelRef
 from serving.bundle import Bundle, load_bundle
 from serving.lifecycle import LifecycleSettings
-from serving.mlflow_source import Registry, is_registry_uri
+from serving.mlflow_source import Registry, is_registry_uri, named
 
 
 def find_bundle(source: str, settings: LifecycleSettings) -> tuple[Bundle, str]:
@@ -28,3 +29,12 @@ def find_bundle(source: str, settings: LifecycleSettings) -> tuple[Bundle, str]:
         raise ConfigError(f"{wanted}: holds bundle {bundle.id[:12]} now, the service was started with "
                           f"{known[:12]}; start it again")
     return bundle, f"models:/{found.name}/{found.version}#{bundle.id}"
+
+
+def reference(bundle: Bundle, source: str | None) -> ModelRef:
+    """The champion that a service starts with; `source`: find_bundle's second value, None for the folder."""
+    folder = str(bundle.directory)
+    if source is None or not is_registry_uri(source):
+        return ModelRef(bundle.id, folder, folder)
+    uri = source.partition("#")[0]
+    return ModelRef(bundle.id, folder, uri, *named(uri))

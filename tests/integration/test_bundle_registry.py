@@ -97,10 +97,18 @@ def test_a_service_starts_from_an_alias_and_stays_at_its_version(
     assert again.directory != bundle.directory
     away = here.model_copy(update={"registry": None})  # a replica that is started while MLflow is away
     assert find_bundle(source, away)[0].id == bundle.id
+    service = Service(bundle, AppSettings(lifecycle=here), source)
+    champion = service.life.aliases.champion
+    assert (service.life.status()["source"], champion.name, champion.version) == (f"models:/{MODEL}/2", MODEL, "2")
+    assert champion.folder == str(bundle.directory)
+    service.life.close()
     with pytest.raises(ConfigError, match=f"holds bundle {bundle.id[:12]} now, the service was started with ffff"):
         find_bundle(f"models:/{MODEL}/2#{'f' * 64}", here)
     folder = bundles[0].directory
     assert find_bundle(str(folder), LifecycleSettings())[1] == str(folder.resolve())
+    plain = Service(bundles[0], AppSettings(), str(folder.resolve()))
+    assert plain.life.status()["source"] == str(folder)
+    plain.life.close()
     config = tmp_path / "serve.yaml"
     config.write_text(f"app: {{lifecycle: {{registry: '{uri}', cache: '{tmp_path / 'cache'}'}}}}\n")
     monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
