@@ -163,7 +163,7 @@ def open_hub(settings: StreamSettings, limits: LimitsSettings) -> Any:
 
     actor = ray.remote(HubBody).options(
         name=NAME, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", max_restarts=-1, num_cpus=0,
-        max_concurrency=_CONCURRENT)
+        max_concurrency=_CONCURRENT, enable_task_events=False)
     return actor.remote(settings.model_dump(mode="json"), limits.model_dump(mode="json"))
 
 
