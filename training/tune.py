@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def run_sweep(tune: TuneConfig, base: RunConfig, folder: Path, console: Console 
         LedgerCallback.over[str(folder)] = set()
         status = "FAILED"
         try:
-            with ray_session(num_cpus=max(1, round(tune.max_concurrent * tune.cpus_per_trial))):
+            with ray_session(*_resources(plan)):
                 _fit(plan, ledger, points)
             if _stopped(plan, ledger):
                 status = "KILLED"
@@ -112,6 +113,13 @@ def run_sweep(tune: TuneConfig, base: RunConfig, folder: Path, console: Console 
             ledger.close(status)
             del LedgerCallback.open_ledgers[str(folder)]
     return result
+
+
+def _resources(plan: Plan) -> tuple[int, float]:
+    """Processors and GPUs of as many trials as may run at once; with fewer a trial would wait for ever."""
+    processors, gpus = (plan.tune.max_concurrent * sum(bundle.get(name, 0.0) for bundle in plan.bundles)
+                        for name in ("CPU", "GPU"))
+    return max(1, math.ceil(processors)), gpus
 
 
 def sweep_hash(tune: TuneConfig, base: RunConfig) -> str:

@@ -11,7 +11,8 @@ from algospace.errors import ConfigError
 from tests.command_line import Runner, runner
 from training.config import RunConfig
 from training.sweep.config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
-from training.tune import _points, sweep_hash
+from training.sweep.trial import Plan
+from training.tune import _points, _resources, sweep_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -154,3 +155,19 @@ def test_an_unknown_key_is_one_line_and_exit_code_2(command: Runner, tmp_path: P
     assert err.strip() == ("error: search space: unknown key 'core.mappo.entropi.start'; the nearest known key is "
                            "'core.mappo.entropy.start'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("changes", "bundles", "resources"), [
+    ({}, [{"CPU": 0.5}], (1, 0.0)),
+    ({"core.mappo.num_env_runners": 2, "core.mappo.num_learners": 1}, [{"CPU": 0.5}, *[{"CPU": 1.0}] * 3],
+     (7, 0.0)),
+    ({"mrms.mappo.num_env_runners": 1}, [{"CPU": 0.5}, {"CPU": 1.0}], (3, 0.0)),
+    ({"core.mappo.gpus_per_learner": 0.5}, [{"CPU": 0.5, "GPU": 0.5}], (1, 1.0)),
+    ({"rde.num_learners": 2, "rde.gpus_per_learner": 1.0}, [{"CPU": 0.5}, *[{"CPU": 1.0, "GPU": 1.0}] * 2],
+     (5, 4.0))])
+def test_a_sweep_has_room_for_all_processes_of_the_trials_that_run_at_once(
+        base: RunConfig, changes: dict[str, Any], bundles: list[dict[str, float]],
+        resources: tuple[int, float]) -> None:
+    plan = Plan(Path("unused"), sweep(max_concurrent=2, cpus_per_trial=0.5), changed(base, changes))
+    assert plan.bundles == bundles
+    assert _resources(plan) == resources

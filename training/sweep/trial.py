@@ -66,6 +66,18 @@ class Plan:
         write_json(self.folder / PLAN, {"tune": self.tune.model_dump(mode="json"),
                                         "base": self.base.model_dump(mode="json")})
 
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What one trial takes, process by process: its own, remote runners, remote learners; as many as the most
+        demanding phase has."""
+        teams = (self.base.mrms.mappo, self.base.core.mappo)
+        runners = max(team.num_env_runners for team in teams)
+        learners = max(part.num_learners for part in (self.base.rde, *teams))
+        gpus = max(part.gpus_per_learner for part in (self.base.rde, *teams))
+        learner = {"GPU": gpus} if gpus else {}
+        own = {"CPU": self.tune.cpus_per_trial} | ({} if learners else learner)
+        return [own, *[{"CPU": 1.0}] * runners, *[{"CPU": 1.0} | learner] * learners]
+
     def changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Of a trial's values, those of searched keys."""
         return {key: _plain(values[key]) for key in self.tune.space}
@@ -281,11 +293,8 @@ class TeamTrial(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """A bundle for the trial, one more per remote runner and learner."""
-        plan = Plan.load(Path(config[FOLDER_KEY]))
-        mappo = plan.base.core.mappo
-        remote = [{"CPU": 1.0}] * (mappo.num_env_runners + mappo.num_learners)
-        return tune.PlacementGroupFactory([{"CPU": plan.tune.cpus_per_trial}, *remote])
+        """See Plan.bundles."""
+        return tune.PlacementGroupFactory(Plan.load(Path(config[FOLDER_KEY])).bundles)
 
 
 def _locked(path: Path) -> TextIO:
