@@ -67,16 +67,17 @@ COLUMNS = (
 
 # Series of the window sums.
 _RISING, _FALLING, _PRESSURE, _RANGE, _SERIES = 0, 1, 2, 3, 4
-_TYPICAL_BARS = 20
+_CCI_BARS = 20
 _FLAT = 1e-14  # TA-Lib's TA_EPSILON
 _NOISE = 1e-10  # over flat prices the RSI stands still but for its roundings, which are no signal
 
-# sums as of `windows`; typicals by bar number modulo their length; rsi: extremes of the last 1, 2, 4, 8 values.
+# sums as of `windows`; totals (h + l + c) by bar number modulo their length; rsi: extremes of the last 1, 2, 4, 8
+# values.
 MOMENTUM = np.dtype(
     [(name, "f8") for name in (
         "gain", "loss", "k1", "k2", "slow1", "slow2", "rsi_k1", "rsi_k2", "typical", "t1", "t2", "t3", "fast",
         "slow",
-    )] + [("sums", "f8", (LEVELS, SLOTS, _SERIES)), ("typicals", "f8", (_TYPICAL_BARS,)),
+    )] + [("sums", "f8", (LEVELS, SLOTS, _SERIES)), ("totals", "f8", (_CCI_BARS,)),
           ("rsi", "f8", (4, SLOTS, 2))],
     align=True,
 )  # fmt: skip
@@ -96,7 +97,7 @@ def update(s: Any, v: Any, bar: Any, out: FloatArray) -> None:
     _stochastic_rsi(s, s.rsi, t, out[0], out[3:5])
     typical = (v.high + v.low + close) / 3.0
     _push(s, v, s.sums, typical)
-    out[5] = _commodity_channel(s, t, typical)
+    out[5] = _commodity_channel(s, t, v.high + v.low + close)
     flow = sum_14(s.sums, t, _RISING)
     total = flow + sum_14(s.sums, t, _FALLING)
     out[6] = 100.0 * flow / total if total > 0.0 else 0.0
@@ -172,26 +173,27 @@ def _push(s: Any, v: Any, sums: Any, typical: float) -> None:
 
 
 @nb.njit(cache=True, error_model="numpy")
-def _commodity_channel(s: Any, t: int, typical: float) -> float:
-    values = s.typicals
-    values[t % _TYPICAL_BARS] = typical
+def _commodity_channel(s: Any, t: int, total: float) -> float:
+    # of h + l + c instead of a third of it: the ratio is the same, and sums of ticks have no roundings
+    values = s.totals
+    values[t % _CCI_BARS] = total
     # four sums: a quarter of the length of the chain of additions, which is what this costs
     a = b = c = d = 0.0
-    for i in range(0, _TYPICAL_BARS, 4):
+    for i in range(0, _CCI_BARS, 4):
         a += values[i]
         b += values[i + 1]
         c += values[i + 2]
         d += values[i + 3]
-    mean = (a + b + c + d) / _TYPICAL_BARS
+    mean = (a + b + c + d) / _CCI_BARS
     a = b = c = d = 0.0
-    for i in range(0, _TYPICAL_BARS, 4):
+    for i in range(0, _CCI_BARS, 4):
         a += abs(values[i] - mean)
         b += abs(values[i + 1] - mean)
         c += abs(values[i + 2] - mean)
         d += abs(values[i + 3] - mean)
-    deviation = (a + b + c + d) / _TYPICAL_BARS
+    deviation = (a + b + c + d) / _CCI_BARS
     # the mean of equal numbers may miss them by a rounding
-    return (typical - mean) / (0.015 * deviation) if deviation > 1e-15 * typical else 0.0
+    return (total - mean) / (0.015 * deviation) if deviation > 1e-15 * total else 0.0
 
 
 @nb.njit(cache=True, error_model="numpy")
