@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test lint evaluate bench page browser clean
+.PHONY: setup run test slow lint evaluate bench page browser clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# what takes minutes each: killed nodes and replicas, fuzzing, sweeps, trainings; an hour or more, not part of CI
+slow: setup
+	$(BIN)/python -m pytest -m slow -rs
 
 # two minutes: stays out of a martingale, exploits an oracle, no leak alarm
 evaluate: setup
