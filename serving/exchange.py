@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from algospace.errors import InternalError
@@ -25,7 +24,7 @@ _MOST_TRIES = 3
 
 
 class Away(InternalError):
-    """The other side is not there for now: it has heard nothing, and will."""
+    """The other side is not there for now. What it had heard is lost with it, and told again."""
 
 
 class Pace:
@@ -84,28 +83,29 @@ class Exchange:
         return await mine
 
     async def step(self, patience_s: float) -> None:
-        """Carry over what waits, or what comes within `patience_s`; after a failure at once, to see whether it is
-        over. Raises what the call raises."""
+        """One call with what waits, or with what comes within `patience_s`; after a failure at once, to see
+        whether it is over. Raises what the call raises."""
         if self._failure is None and not self._told and not self._asked:
-            with suppress(TimeoutError):
+            self._work.clear()
+            try:
                 async with asyncio.timeout(patience_s):
                     await self._work.wait()
-        self._work.clear()
-        while self._told or self._asked or self._failure is not None:
-            await self._pace.turn()
-            events = [self._told.popleft() for _ in range(min(_MOST_EVENTS, len(self._told)))]
-            asked, self._asked = self._asked, []
-            try:
-                answers = await self._call(events, [question for question, _ in asked])
-                if len(answers) != len(asked):
-                    raise InternalError(f"{len(asked)} questions got {len(answers)} answers")
-            except BaseException as error:
-                self._failed(error, events, asked)
-                raise
-            self._failure, self._refused = None, 0
-            for (_, mine), answer in zip(asked, answers, strict=True):
-                if not mine.done():  # its caller has given up meanwhile
-                    mine.set_result(answer)
+            except TimeoutError:
+                return
+        await self._pace.turn()
+        events = [self._told.popleft() for _ in range(min(_MOST_EVENTS, len(self._told)))]
+        asked, self._asked = self._asked, []
+        try:
+            answers = await self._call(events, [question for question, _ in asked])
+            if len(answers) != len(asked):
+                raise InternalError(f"{len(asked)} questions got {len(answers)} answers")
+        except BaseException as error:
+            self._failed(error, events, asked)
+            raise
+        self._failure, self._refused = None, 0
+        for (_, mine), answer in zip(asked, answers, strict=True):
+            if not mine.done():  # its caller has given up meanwhile
+                mine.set_result(answer)
 
     def _failed(self, error: BaseException, events: list[Told],
                 asked: list[tuple[Question, asyncio.Future[Any]]]) -> None:

@@ -152,6 +152,35 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
     asyncio.run(play())
 
 
+def test_a_replica_is_ready_again_after_an_error_however_much_it_has_to_tell(bundles: list[Bundle]) -> None:
+    async def play() -> None:
+        actor = Remote(SETTINGS)
+        link = opened(bundles[0], actor)
+        await link.start()
+        service, exchange = link._service, actor.body.exchange
+
+        async def slow(*given: object) -> object:
+            await asyncio.sleep(0.01)
+            return await exchange(*given)  # type: ignore[arg-type]
+
+        actor.body.exchange = slow  # type: ignore[assignment, method-assign]
+
+        async def talk() -> None:  # there is never a moment without something to tell
+            while True:
+                service.hub.publish("trade", {"n": 0})
+                await asyncio.sleep(0.002)
+
+        talking = asyncio.create_task(talk())
+        actor.faults["exchange"] = 1
+        await until(lambda: "exchange" in service.life.broken_links)
+        async with asyncio.timeout(10):
+            await until(lambda: service.not_ready() is None)
+        talking.cancel()
+        await link.stop()
+
+    asyncio.run(play())
+
+
 def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch, a look, a scrape and a report end with one line; the replica decides on, and follows later."""
