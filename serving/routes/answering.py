@@ -114,7 +114,11 @@ class _Once:
             return response
         headers = tuple((name, response.headers[name]) for name in _KEPT_HEADERS if name in response.headers)
         mine = StoredAnswer(200, bytes(response.body), response.media_type or JSON, headers, self._call.opens_ns)
-        settled = await self._settled(lambda: self._store.settle(self._key, self._digest, mine))
+        try:
+            settled = await self._settled(lambda: self._store.settle(self._key, self._digest, mine))
+        except asyncio.CancelledError:  # its caller has gone; it may be kept, and given to a repetition untold
+            self._call.release()
+            raise
         if settled.answer is None:
             self._call.release()
         self._call.check("the answer was kept")

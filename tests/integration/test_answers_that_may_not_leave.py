@@ -215,6 +215,26 @@ def test_a_bar_that_grows_old_while_the_answer_is_kept_opens_nothing(
     assert asked_raw(app, body)[1]["reason"] == "STALE_DATA"
 
 
+def test_a_decision_whose_caller_has_gone_is_told_as_it_may_be_repeated(
+        bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _ = served(bundle)
+    service = app.state.service
+    body = json.dumps(request_of(bundle, at(opening[0], OPEN_NS))).encode()
+    settle, before = service.idempotency.settle, service.decisions
+
+    async def gone(*given: Any) -> Any:
+        await settle(*given)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.idempotency, "settle", gone)
+        with pytest.raises(asyncio.CancelledError):
+            asked_raw(app, body)
+    assert service.decisions == before + 1
+    assert asked_raw(app, body)[1]["reason"] == "EXECUTE"
+    assert service.decisions == before + 1  # the stored answer, told already
+
+
 def test_a_switch_thrown_between_two_passes_counts_for_the_first_rows_too(
         bundle: Bundle, opening: list[DecisionInputs], monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = served(bundle, batch_pass_rows=2)
