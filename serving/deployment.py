@@ -165,9 +165,15 @@ def free_port() -> int:
     return port
 
 
+def port_blocks(count: int) -> range:
+    """The first port of every block of `count` that lies wholly in `_REPLICA_PORT_RANGE`."""
+    lowest, end = _REPLICA_PORT_RANGE
+    return range(lowest, end - count + 1, count)
+
+
 def free_ports(count: int) -> int:
     """The first of `count` neighbouring ports, below the ephemeral ones, that nobody listens on now."""
-    blocks = list(range(*_REPLICA_PORT_RANGE, count))
+    blocks = list(port_blocks(count))
     random.SystemRandom().shuffle(blocks)  # two services that start together should not meet
     for first in blocks:
         if all(_is_free(port) for port in range(first, first + count)):

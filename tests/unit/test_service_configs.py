@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from algospace import __version__
 from algospace.config import load_config
 from algospace.errors import ConfigError
-from serving.deployment import SERVE_FLAGS, ServeSettings, build_application, serve_environment
+from serving.deployment import SERVE_FLAGS, ServeSettings, build_application, port_blocks, serve_environment
 from serving.serve_app import Arguments, build
 from tests.conftest import REPOSITORY
 from tests.serving_market import random_bundle
@@ -136,6 +136,15 @@ def test_no_port_of_a_service_is_one_that_clients_are_given(tmp_path: Path) -> N
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert len({*ports, *range(first, last + 1)}) == last - first + 3
     assert max(last, *ports) < lowest
+
+
+@pytest.mark.parametrize("count", [1, 3, 66, 1000, 22_528])
+def test_every_block_of_ports_ends_below_the_ephemeral_ones(count: int) -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    blocks = port_blocks(count)
+    assert blocks[0] >= 1024
+    assert blocks[-1] + count <= lowest
+    assert blocks[-1] + 2 * count > 32_768, "none left out that would fit"
 
 
 def test_serve_accepts_the_configuration_and_its_parts_exist() -> None:
