@@ -26,7 +26,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from algospace.config import FrozenConfig
-from algospace.files import atomic_path
+from training.spool import Spool, parsed
 
 SPOOL = "mlflow_spool.jsonl"
 FLUSH_SECONDS = 5.0
@@ -56,7 +56,7 @@ class _Sink:
     def __init__(self, config: TrackingConfig, run_dir: Path) -> None:
         self.enabled, self.experiment = config.enabled, config.experiment
         self.uri = config.uri or f"sqlite:///{(run_dir / 'mlflow.db').resolve()}"
-        self.run_dir, self.spool = run_dir, run_dir / SPOOL
+        self.run_dir, self.spool = run_dir, Spool(run_dir / SPOOL)
         self._connection: tuple[Any, str] | None = None
         self._retry_at = 0.0
         self._warned = False
@@ -74,9 +74,11 @@ class _Sink:
                 if not is_refusal(error):
                     self._retry_at, self._connection = time.monotonic() + RETRY_SECONDS, None
                 self._warn(error)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with self.spool.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"operation": operation, "run_id": run_id, "payload": payload}) + "\n")
+        try:
+            self.spool.add({"operation": operation, "run_id": run_id, "payload": payload})
+        except OSError as error:
+            warnings.warn(f"{self.spool.path}: {error.strerror or error}; training goes on and tries again with "
+                          f"the next figures: make room", TrackingWarning, stacklevel=3)
         return ""
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, str], parent: str = "") -> str:
@@ -99,7 +101,7 @@ class _Sink:
                 return ""
             self._retry_at, self._connection = time.monotonic() + RETRY_SECONDS, None
             self._warn(error)
-        self.do("resume", run_id, tags=tags, params=params)
+        self.do("resume", run_id, tags=tags, params=params, time_ms=_now_ms())
         return run_id
 
     def history(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -132,8 +134,8 @@ class _Sink:
         if not self._warned:
             self._warned = True
             warnings.warn(f"MLflow at {self.uri}: {' '.join(str(error).split())[:300]}; training goes on and the "
-                          f"history is kept in {self.spool} (upload it later with replay_spool)", TrackingWarning,
-                          stacklevel=4)
+                          f"history is kept in {self.spool.path} (upload it later with replay_spool)",
+                          TrackingWarning, stacklevel=4)
 
 
 class _Run:
@@ -299,12 +301,15 @@ def replay_spool(run_dir: Path, config: TrackingConfig) -> int:
     Raises one of MLflow's errors where it still cannot be reached, with the rest kept in the spool.
     """
     sink = _Sink(config, Path(run_dir))
-    if not sink.spool.is_file():
+    lines = sink.spool.lines()
+    if not lines:
         return 0
     from training.tracking_store import FAULTS, OPERATIONS, find_local, is_refusal
 
-    connection = sink.connection()
-    records = [json.loads(line) for line in sink.spool.read_text(encoding="utf-8").splitlines()]
+    connection, records = sink.connection(), parsed(lines)
+    if len(records) < len(lines):
+        warnings.warn(f"{sink.spool.path}: {len(lines) - len(records)} line(s) are not whole, from a process that "
+                      f"was killed; they are left out", TrackingWarning, stacklevel=2)
 
     @cache
     def real(run_id: str) -> str:
@@ -320,19 +325,11 @@ def replay_spool(run_dir: Path, config: TrackingConfig) -> int:
                 OPERATIONS[operation](*connection, run_id, **{**payload, "parent": real(payload["parent"])})
         except FAULTS as error:
             if not is_refusal(error) and not isinstance(error, FileNotFoundError):
-                _write_spool(sink.spool, kept + records[place:])
+                sink.spool.settle(lines, kept + records[place:])
                 raise
             kept.append(record)
-    _write_spool(sink.spool, kept)
+    sink.spool.settle(lines, kept)
     return len(records) - len(kept)
-
-
-def _write_spool(path: Path, records: list[dict[str, Any]]) -> None:
-    if not records:
-        path.unlink()
-        return
-    with atomic_path(path) as part:
-        part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 @cache

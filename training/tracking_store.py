@@ -114,11 +114,14 @@ def _create(client: MlflowClient, experiment_id: str, run_id: str, name: str, ta
     return str(run.info.run_id)
 
 
-def _resume(client: MlflowClient, experiment_id: str, run_id: str, tags: dict[str, str], params: dict[str, str]
-            ) -> str:
-    """Parameters cannot change in MLflow: only new ones are added."""
-    known = client.get_run(run_id).data.params
-    client.update_run(run_id, status="RUNNING")
+def _resume(client: MlflowClient, experiment_id: str, run_id: str, tags: dict[str, str], params: dict[str, str],
+            time_ms: int = 0) -> str:
+    """Parameters cannot change in MLflow: only new ones are added. A run that ended after the resumption, which an
+    upload brings late, stays ended."""
+    run = client.get_run(run_id)
+    known = run.data.params
+    if (run.info.end_time or 0) <= time_ms:
+        client.update_run(run_id, status="RUNNING")
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _params(client, experiment_id, run_id, {key: value for key, value in params.items() if key not in known})
     return run_id
@@ -167,7 +170,8 @@ def _model(client: MlflowClient, experiment_id: str, run_id: str, name: str, dir
            metrics: dict[str, str], tags: dict[str, str], description: str) -> str:
     """Log and register; returns the version. Leaner than `log_model`, which would infer requirements.
 
-    A bundle becomes a model that decides (serving.mlflow_model), any other folder one that describes it.
+    A bundle becomes a model that decides (serving.mlflow_model), any other folder one that describes it. What the
+    run has registered already, before an upload or a phase that is repeated broke off, keeps its version.
     """
     requirements = [f"mlflow=={mlflow.__version__}"]
     if is_bundle(directory):
@@ -188,9 +192,11 @@ def _model(client: MlflowClient, experiment_id: str, run_id: str, name: str, dir
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL_FOLDER}"
-    version = client.create_model_version(
-        name, source, run_id=run_id, description=description,
-        tags={**tags, **{f"metric.{key}": value for key, value in metrics.items()}})
+    own = {**tags, **{f"metric.{key}": value for key, value in metrics.items()}}
+    there = [found for found in client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+             if own.items() <= found.tags.items()]
+    version = there[0] if there else client.create_model_version(
+        name, source, run_id=run_id, description=description, tags=own)
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
