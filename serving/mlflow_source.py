@@ -71,6 +71,14 @@ class Registry:
         folder = self._cache / bundle
         return folder if (folder / _ID).is_file() else None
 
+    def folder(self, ref: ModelRef) -> Path:
+        """Where a bundle is on this machine: its folder, or, where another node has downloaded it, our own
+        download of the same version."""
+        folder = Path(ref.folder)
+        if not ref.version or folder.is_dir():
+            return folder
+        return self.kept(ref.id) or Path(self.fetch(f"models:/{ref.name}/{ref.version}").folder)
+
     def checks(self, ref: ModelRef) -> tuple[Check, ...]:
         """The checks recorded for a bundle; a failed one says so where nothing is recorded."""
         if not self._uri:

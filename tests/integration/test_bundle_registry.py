@@ -153,6 +153,26 @@ def test_a_service_is_promoted_with_its_checks(registered: tuple[str, list[Bundl
     service.life.close()
 
 
+def test_a_replica_on_another_node_downloads_what_it_follows_to(registered: tuple[str, list[Bundle]],
+                                                                tmp_path: Path) -> None:
+    """The node that was asked has the bundle in its own cache, whose path leads nowhere on the others."""
+    uri, bundles = registered
+    settings = LifecycleSettings(registry=uri, cache=tmp_path / "here", require_checks=False)
+    elsewhere = [ModelRef(bundle.id, str(tmp_path / "there" / bundle.id), f"models:/{MODEL}/{place}", MODEL,
+                          str(place)) for place, bundle in enumerate(bundles, 1)]
+    service = Service(random_bundle(tmp_path / "start", seed=9), AppSettings(lifecycle=settings))
+    asyncio.run(service.life.follow(service.life.aliases.promote(elsewhere[0]).with_shadow(elsewhere[1])))
+    assert service.life.last_failure is None
+    assert (service.champion.id, service.shadow and service.shadow.id) == (bundles[0].id, bundles[1].id)
+    assert asyncio.run(service.life.switch(Order(source="shadow"), "alice"))["champion"] == bundles[1].id
+    service.life.close()
+    away = AppSettings(lifecycle=settings.model_copy(update={"registry": None}))  # it is in the cache by now
+    later = Service(random_bundle(tmp_path / "start", seed=9), away)
+    asyncio.run(later.life.follow(later.life.aliases.promote(elsewhere[0])))
+    assert later.champion.id == bundles[0].id
+    later.life.close()
+
+
 def test_tags_of_another_bundle_do_not_count(registered: tuple[str, list[Bundle]]) -> None:
     uri, bundles = registered
     registry = Registry(uri, MODEL, None)
