@@ -177,7 +177,9 @@ class Lifecycle:
     def shadow_failures(self) -> tuple[int, str | None]:
         """Comparisons of the present shadow that failed, and with what the last one did, if it did."""
         runner = self._runner
-        return (0, None) if runner is None else (runner.failures, runner.error)
+        if runner is None:
+            return 0, None if self.aliases.shadow is None else "it could not be opened here; see the log"
+        return runner.failures, runner.error
 
     async def switch(self, order: Order, user: str) -> dict[str, Any]:
         """Do what `order` asks, whole or not at all; NotSwitched says why not."""
@@ -192,7 +194,7 @@ class Lifecycle:
             raise NotSwitched(409, "another switch came first: look at GET /v1/model and ask again")
         async with self._switching:
             try:
-                models = await asyncio.to_thread(self._load, wanted)
+                models = await asyncio.to_thread(self._load, wanted, order.alias)
             except (AlgoSpaceError, OSError) as error:
                 raise self._unchanged(error) from None
             log = _LOG.bind(user=user, alias=order.alias, champion=wanted.champion.id,
@@ -284,7 +286,7 @@ class Lifecycle:
             shadow = self.aliases.shadow
             if shadow is None:
                 raise NotSwitched(409, "there is no shadow to promote")
-            return shadow, load_bundle(shadow.folder)
+            return shadow, load_bundle(self.registry.folder(shadow))
         if is_registry_uri(source):
             found = self.registry.fetch(source)
             bundle = load_bundle(found.folder)
@@ -314,21 +316,30 @@ class Lifecycle:
             checks += self.registry.checks(ref)
         return checks
 
-    def _load(self, wanted: Aliases) -> dict[str, Model]:
-        """Champion and previous by id, warmed up; those already here are not loaded again."""
-        models = {}
-        for ref in (wanted.champion, wanted.previous):
-            if ref is not None:
-                models[ref.id] = self._models.get(ref.id) or self._open(ref)
-        shadow = wanted.shadow
+    def _load(self, wanted: Aliases, asked: Alias = "champion") -> dict[str, Model]:
+        """Champion and previous by id, warmed up; those already here are not loaded again. Of the others, which
+        answer nobody, only the one that is `asked` for has to be there."""
+        found: dict[str, Model | None] = {
+            wanted.champion.id: self._models.get(wanted.champion.id) or self._open(wanted.champion)}
+        previous, shadow = wanted.previous, wanted.shadow
+        if previous is not None and previous.id not in found:
+            found[previous.id] = self._models.get(previous.id) or self._open_if_possible(previous)
         if shadow is not None and (self._host.shadow is None or self._host.shadow.id != shadow.id):
-            models["shadow"] = self._open(shadow)  # its own, even if it is champion too: deciders are not shared
-        return models
+            opened = self._open if asked == "shadow" else self._open_if_possible
+            found["shadow"] = opened(shadow)  # its own, even if it is champion too: deciders are not shared
+        return {name: model for name, model in found.items() if model is not None}
+
+    def _open_if_possible(self, ref: ModelRef) -> Model | None:
+        try:
+            return self._open(ref)
+        except Exception as error:  # noqa: BLE001  # whatever a bundle or a backend raises
+            _LOG.error("model_not_opened", model=ref.id, error=str(error))
+            return None
 
     def _open(self, ref: ModelRef) -> Model:
-        bundle = load_bundle(ref.folder)
+        bundle = load_bundle(self.registry.folder(ref))
         if bundle.id != ref.id:
-            raise NotSwitched(409, f"{ref.folder}: holds {bundle.id[:12]} now, not {ref.id[:12]}")
+            raise NotSwitched(409, f"{bundle.directory}: holds {bundle.id[:12]} now, not {ref.id[:12]}")
         return self._open_model(bundle)
 
     async def _adopt(self, wanted: Aliases, models: dict[str, Model]) -> None:
@@ -340,7 +351,9 @@ class Lifecycle:
         if shadow is not None and "shadow" in models:
             host.shadow = models.pop("shadow")
         self._refs |= {ref.id: ref for ref in (wanted.champion, shadow) if ref is not None}
-        self.aliases, self._models, self._changed_at = wanted, models, time.monotonic()
+        if wanted.champion != self.aliases.champion:
+            self._changed_at = time.monotonic()
+        self.aliases, self._models = wanted, models
         if host.shadow is not None and self._runner is None:
             self._runner = ShadowRunner(host.shadow, host.hub.publish, self.settings.shadow_queue, self.agreed)
         if ended is not None:
@@ -368,16 +381,6 @@ class Lifecycle:
             except Exception as error:  # noqa: BLE001  # the service has switched; the status tells, nobody else can
                 _LOG.warning("registry_not_noted", champion=self.aliases.champion.id, error=str(error))
                 self.noted = f"not noted: {error}"
-
-
-def behind_the_answer(tell: Callable[..., None], *what: Any) -> None:
-    """`tell(*what)` in the event loop's next turn: this one writes the answer. At once where no loop runs."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        tell(*what)
-    else:
-        loop.call_soon(tell, *what)
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:

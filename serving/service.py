@@ -40,7 +40,7 @@ from serving.explain import ExplainSettings
 from serving.feature_state import FeatureSettings
 from serving.idempotency import AnswersLink, Idempotency, LocalIdempotency, SharedIdempotency, make_table
 from serving.kill_switch import KillSwitch
-from serving.lifecycle import SWITCH, Lifecycle, LifecycleSettings, behind_the_answer
+from serving.lifecycle import SWITCH, Lifecycle, LifecycleSettings
 from serving.limits import LimitsSettings
 from serving.logs import LogSettings
 from serving.metrics import Metrics, MetricsSettings, reason_counts
@@ -51,7 +51,7 @@ from serving.schemas import DecideRequest, DecideResponse
 from serving.security.settings import SecuritySettings
 from serving.sources import reference
 from serving.stream import StreamHub, StreamSettings
-from serving.telling import Telling, told_rows
+from serving.telling import Telling, behind_the_answer, told_rows
 
 _LOG = structlog.get_logger("serving")
 

@@ -66,6 +66,16 @@ def told_rows(read: RowsRead, decided: BatchDecisions, model_id: str, trace_id: 
         yield one, decided.decision(at), read.traces[row] or f"{trace_id}-{row}"
 
 
+def behind_the_answer(tell: Callable[..., None], *what: Any) -> None:
+    """`tell(*what)` in the event loop's next turn: this one writes the answer. At once where no loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        tell(*what)
+    else:
+        loop.call_soon(tell, *what)
+
+
 class Telling:
     """The batches whose rows are being told. Each keeps its arrays until then, so a new one is begun only while
     fewer than _MOST_BEHIND are."""

@@ -117,6 +117,8 @@ def test_switching_by_the_route(client: TestClient, service: Service, bundles: l
     assert "s ago, to " + bundles[0].id[:12] in again.json()["detail"]
     assert client.get("/v1/model").json()["champion"] == bundles[0].id
     service.life._changed_at -= 6.0
+    shadow = {"alias": "shadow", "source": str(bundles[1].directory)}
+    assert client.post("/v1/model", json=shadow).status_code == 200  # no roll-back, so no second one behind it
     assert client.post("/v1/model", json={"rollback": True}).json()["champion"] == bundles[1].id
 
 

@@ -21,11 +21,10 @@ from serving.batch import BatchInputs
 from serving.batch_arrow import MEDIA_TYPE, encode, table_of
 from serving.calls import Call
 from serving.client import request_of, row_of
-from serving.lifecycle import behind_the_answer
 from serving.policy import BundlePolicy
 from serving.service import AppSettings
 from serving.stream import StreamHub, StreamSettings
-from serving.telling import Telling
+from serving.telling import Telling, behind_the_answer
 from tests.serving_market import accounts, random_bundle, serving_table
 
 TOKEN = "a-token-of-enough-length"

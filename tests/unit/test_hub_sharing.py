@@ -305,3 +305,28 @@ def test_a_newly_configured_bundle_is_champion(bundles: list[Bundle]) -> None:
         assert again == second
 
     asyncio.run(play())
+
+
+def test_a_replica_answers_without_a_previous_champion_or_a_shadow_that_is_gone(bundles: list[Bundle],
+                                                                                tmp_path: Path) -> None:
+    async def play() -> None:
+        gone = [ModelRef(letter * 64, str(tmp_path / letter), letter) for letter in "ef"]
+        actor = Remote(SETTINGS)
+        first = ModelRef(bundles[0].id, str(bundles[0].directory), "config")
+        await actor.body.attach(first.id, Aliases(gone[0]).promote(first).with_shadow(gone[1]))
+        link = opened(bundles[0], actor)
+        service = link._service
+        await link.start()
+        assert (service.champion.id, service.not_ready()) == (bundles[0].id, None)
+        assert service.life.aliases.previous == gone[0]
+        assert "could not be opened" in str(service.life.shadow_failures()[1])
+        with pytest.raises(NotSwitched) as refused:
+            await service.life.switch(Order(rollback=True), "alice")
+        assert (refused.value.status, service.champion.id) == (422, bundles[0].id)
+        await service.life.switch(Order(alias="shadow", source=str(bundles[1].directory)), "alice")
+        assert service.shadow is not None
+        assert service.life.shadow_failures() == (0, None)
+        await link.stop()
+        service.life.close()
+
+    asyncio.run(play())
