@@ -119,6 +119,7 @@ class StreamHub:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = False
+        self._beating: asyncio.AbstractEventLoop | None = None
         self._snapshot: tuple[str, int, str] | None = None
 
     def forward_to(self, forward: Forward) -> None:
@@ -177,7 +178,8 @@ class StreamHub:
         if self._loop is not loop:
             self._loop, self._woken = loop, False
         client = Client(self, stream, seq)
-        if not self.clients:
+        if self._beating is not loop:  # one heart for all, however often the last client leaves and another comes
+            self._beating = loop
             loop.call_later(self.settings.heartbeat_s, self._beat, loop)
         self.clients.add(client)
         self._count()
@@ -231,6 +233,8 @@ class StreamHub:
             client.beat()
         if self.clients and self._loop is loop:
             loop.call_later(self.settings.heartbeat_s, self._beat, loop)
+        elif self._beating is loop:
+            self._beating = None
 
 
 class Client:

@@ -73,6 +73,31 @@ def test_an_idle_client_hears_the_heart(client: TestClient) -> None:
         assert [socket.receive_json() for _ in range(2)] == [{"type": "heartbeat", "seq": 0}] * 2
 
 
+def test_there_is_one_heart_however_often_the_only_client_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[float] = []
+    beat = StreamHub._beat
+    monkeypatch.setattr(StreamHub, "_beat", lambda hub, loop: (beats.append(time.monotonic()), beat(hub, loop)))
+
+    async def play() -> None:
+        hub = StreamHub(QUICK)
+        client = hub.subscribe()
+        for _ in range(20):
+            client.close()
+            client = hub.subscribe()
+        await asyncio.sleep(5.5 * QUICK.heartbeat_s)
+        assert 1 <= len(beats) <= 5
+        client.close()
+        await asyncio.sleep(1.5 * QUICK.heartbeat_s)
+        beats.clear()
+        await asyncio.sleep(1.5 * QUICK.heartbeat_s)
+        assert not beats  # nobody listens
+        hub.subscribe()
+        await asyncio.sleep(1.5 * QUICK.heartbeat_s)
+        assert beats
+
+    asyncio.run(play())
+
+
 def test_a_client_resumes_where_it_stopped(client: TestClient) -> None:
     hub: StreamHub = client.hub  # type: ignore[attr-defined]
     for n in range(1, 51):
