@@ -85,8 +85,8 @@ class Exchange:
     async def step(self, patience_s: float) -> None:
         """One call with what waits, or with what comes within `patience_s`; after a failure at once, to see
         whether it is over. Raises what the call raises."""
+        self._work.clear()  # before the look: what another thread tells behind it sets it again
         if self._failure is None and not self._told and not self._asked:
-            self._work.clear()
             try:
                 async with asyncio.timeout(patience_s):
                     await self._work.wait()

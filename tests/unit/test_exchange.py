@@ -4,7 +4,9 @@ whom it concerns, and no event is lost to one."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -224,3 +226,32 @@ def test_a_pace_is_kept_and_owes_nothing_for_idle_times() -> None:
     busy, behind = asyncio.run(play())
     assert busy >= 5 * 0.02 - 1e-3
     assert behind >= 0.02 - 1e-3
+
+
+def test_what_a_thread_tells_between_the_look_and_the_wait_is_not_left_lying() -> None:
+    class Looked(deque[Told]):
+        """Behind a look that finds nothing another thread tells of something, once."""
+
+        def __len__(self) -> int:
+            length = super().__len__()
+            if length == 0 and threads:
+                thread = threads.pop()
+                thread.start()
+                thread.join()
+            return length
+
+    threads: list[threading.Thread] = []
+
+    async def play() -> None:
+        other = Other()
+        exchange = Exchange(other, 0.0)
+        exchange.open()
+        exchange._told = Looked()
+        exchange.tell("shadow", 1, {})
+        await exchange.step(60.0)
+        threads.append(threading.Thread(target=exchange.tell, args=("shadow", 2, {})))
+        async with asyncio.timeout(10.0):
+            await exchange.step(60.0)
+        assert [ts for _, ts, _ in other.told] == [1, 2]
+
+    asyncio.run(play())
