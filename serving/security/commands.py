@@ -60,7 +60,7 @@ def add_user(
 
     if role not in ROLES:
         raise ConfigError(f"role '{role}': one of {', '.join(ROLES)}")
-    log = _audit(folder)
+    log = _audit(folder, new=True)
     _store(folder).add(name, role, _password(password_file))
     log.append(_event("user_added", name=name, given_role=role))
     typer.echo(f"{name} may log in as {role}")
@@ -164,7 +164,7 @@ def rotate_keys(folder: Folder = _DEFAULT) -> None:
     from serving.security.keys import rotate
     from serving.security.tokens import KEYS
 
-    log = _audit(folder)
+    log = _audit(folder, new=True)
     kid = rotate(folder / KEYS)
     log.append(_event("key_made", kid=kid))
     typer.echo(f"{kid} signs from now on")
@@ -225,9 +225,16 @@ def _store(folder: Path) -> Any:
     return UserStore(folder / USERS)
 
 
-def _audit(folder: Path) -> Any:
+def _audit(folder: Path, new: bool = False) -> Any:
+    """The folder's log. Only what is `new` may begin a folder: a token revoked in a mistyped one is good
+    everywhere."""
     from serving.security.audit import AUDIT, AuditLog
+    from serving.security.keys import key_ring_file
+    from serving.security.tokens import KEYS
 
+    if not new and not key_ring_file(folder / KEYS).is_file():
+        raise ConfigError(f"{folder}: holds no {KEYS}, so no service uses it and nothing has changed; name the "
+                          "service's security.folder with --folder")
     return AuditLog(folder / AUDIT)
 
 

@@ -133,6 +133,18 @@ def test_wrong_orders_are_one_line_and_change_nothing(call: Call, folder: Path, 
     assert (folder / "users.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("words", [
+    ("user", "remove", "ann"), ("user", "disable", "ann"), ("user", "token", "ann"), ("user", "revoke", "0" * 32),
+    ("keys", "retire", "abc"), ("keys", "list"), ("user", "list"), ("audit", "verify"),
+])
+def test_a_folder_that_no_service_uses_is_refused_and_not_made(call: Call, tmp_path: Path,
+                                                               words: tuple[str, ...]) -> None:
+    """A token revoked in a mistyped folder is good everywhere."""
+    code, out, err = call(*words, "--folder", tmp_path / "mistyped")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_short_passwords_are_refused(call: Call, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("short\n")
