@@ -8,6 +8,7 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -116,6 +117,8 @@ def ask_service(url: str, token_file: Path | None, method: str, path: str, body:
     token, made_up = resolve_token(token_file)
     if made_up:
         raise ConfigError(f"no token: set {TOKEN_VARIABLE} or give --token-file")
+    if not _is_address(url):
+        raise ConfigError(f"{url}: no address of a service; write it like {_HERE}")
     request = urllib.request.Request(
         url.rstrip("/") + path, method=method, data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
@@ -135,6 +138,14 @@ def ask_service(url: str, token_file: Path | None, method: str, path: str, body:
         raise NotAnswered(f"{url}: no answer ({error}); is the service running there?") from None
     except ValueError as error:
         raise ConfigError(f"{url}: an answer of something else ({error})") from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        return False
 
 
 def _figure(value: float | None) -> str:

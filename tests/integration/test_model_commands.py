@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from serving import model_commands
+from serving import kill_commands, model_commands
 from serving.lifecycle import LifecycleSettings
 from serving.routes import model as routes
 from serving.service import AppSettings, Service
-from tests.command_line import Runner, against
+from tests.command_line import Runner, against, runner
 from tests.serving_market import random_bundle
 
 
@@ -59,3 +59,20 @@ def test_refusals_and_bad_input(call: Runner, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("ALGOSPACE_TOKEN")
     code, _, err = call("status")
     assert (code, "set ALGOSPACE_TOKEN" in err) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["service:8000", "127.0.0.1:8000", "ftp://service", "http://", "http://[service",
+                                 "http://service:port", "http://a service"])
+def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                                             url: str) -> None:
+    def register(commands: typer.Typer) -> None:
+        model_commands.register(commands)
+        kill_commands.register(commands)
+
+    monkeypatch.setenv("ALGOSPACE_TOKEN", "a-token-of-enough-length")
+    monkeypatch.setattr(kill_commands, "_PATIENCE_S", 0.0)
+    run = runner(monkeypatch, capsys, register)
+    for words in (("model", "status"), ("rearm", "why"), ("kill", "why")):
+        code, out, err = run(*words, "--url", url)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{url}: no address of a service" in err
