@@ -203,11 +203,12 @@ class Client(_Form):
         return decoded
 
     def stream(self, *, follow: bool = True) -> Iterator[dict[str, Any]]:
-        """Snapshots and deltas, without gaps; with `follow` a broken connection is made anew where it broke.
+        """Snapshots and deltas, without gaps; with `follow` a broken connection is made anew where it broke, also
+        while there is no room (503).
 
-        ServiceRefusal if the service lets nobody in; after `tries` failed connections in a row, what broke them.
+        ServiceRefusal if the service lets nobody in; ConnectionError after `tries` failed connections in a row.
         """
-        from websockets.exceptions import ConnectionClosed, InvalidStatus
+        from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
         from websockets.sync.client import connect
 
         at, tries = _Place(), _Tries(self._tries)
@@ -221,8 +222,9 @@ class Client(_Form):
                         if message is not None:
                             yield message
             except InvalidStatus as error:
-                raise _refused(error) from None
-            except (ConnectionClosed, OSError, TimeoutError):
+                if not follow or error.response.status_code != 503:
+                    raise _refused(error) from None
+            except (ConnectionClosed, InvalidMessage, OSError, TimeoutError):
                 if not follow:
                     raise
             if not follow:
@@ -301,7 +303,7 @@ class AsyncClient(_Form):
     async def stream(self, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
         """See Client."""
         from websockets.asyncio.client import connect
-        from websockets.exceptions import ConnectionClosed, InvalidStatus
+        from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
         at, tries = _Place(), _Tries(self._tries)
         while True:
@@ -314,8 +316,9 @@ class AsyncClient(_Form):
                         if message is not None:
                             yield message
             except InvalidStatus as error:
-                raise _refused(error) from None
-            except (ConnectionClosed, OSError, TimeoutError):
+                if not follow or error.response.status_code != 503:
+                    raise _refused(error) from None
+            except (ConnectionClosed, InvalidMessage, OSError, TimeoutError):
                 if not follow:
                     raise
             if not follow:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,44 @@ def test_the_stream_comes_back_where_it_broke(streaming: tuple[Stream, str]) -> 
         return found
 
     assert asyncio.run(play()) == seen
+
+
+def test_a_stream_waits_while_there_is_no_room() -> None:
+    """HAProxy answers 503 while no replica is there, and a connection may break before it is a WebSocket."""
+    asked: list[str] = []
+
+    def busy(connection: ServerConnection, request: Any) -> Any:
+        asked.append(request.path)
+        if len(asked) % 3 == 1:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "no server")
+        if len(asked) % 3 == 2:
+            connection.socket.close()
+        return None
+
+    def speak(connection: ServerConnection) -> None:
+        connection.send(json.dumps({"type": "snapshot", "stream": "s1", "seq": 3, "state": {}}))
+        connection.socket.close()
+
+    server = serve(speak, "127.0.0.1", 0, process_request=busy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+
+    async def play() -> list[int]:
+        async with AsyncClient(url, TOKEN) as service:
+            found = service.stream()
+            return [(await anext(found))["seq"] for _ in range(2)]
+
+    try:
+        found = Client(url, TOKEN).stream()
+        assert [next(found)["seq"] for _ in range(2)] == [3, 3]
+        assert asyncio.run(play()) == [3, 3]
+        assert asked == (["/v1/stream"] * 3 + ["/v1/stream?stream=s1&seq=3"] * 3) * 2
+        with pytest.raises(ServiceRefusal, match="503"):
+            next(Client(url, TOKEN).stream(follow=False))
+    finally:
+        server.shutdown()
+        thread.join(10)
 
 
 def test_a_stream_that_nobody_gives_ends(streaming: tuple[Stream, str]) -> None:
