@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,8 +63,12 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     match = _TAIL.fullmatch(line)
     if match is None or _hash(match[1]) != match[2].decode():
         return None
-    values: dict[str, Any] = json.loads(line)
-    return values
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(values, dict) and isinstance(values.get("seq"), int) and "previous" in values
+    return values if whole else None
 
 
 @dataclass(frozen=True)
@@ -110,27 +114,33 @@ def _fault(line: bytes, seq: int, previous: str) -> str | None:
 class AuditLog:
     """Appends to the log. Several processes may: each takes the file's lock and goes on from its last line.
 
-    A cut last line, of a machine that stopped while writing, is replaced by a line that says so. ConfigError if
-    the last line was altered: nothing is written behind it.
+    A cut last line, of a machine that stopped while writing, is replaced by a line that says so. Where the file
+    was moved away or deleted, a new one is begun, whose line `log_replaced` names the last hash of the old one.
+    ConfigError if the last line was altered: nothing is written behind it.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._size, self._seq, self._head = 0, 0, FIRST
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = not path.exists()
-        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
-            os.close(self._handle)
-            raise ConfigError(f"{path}: not a file; name a folder for the audit log")
-        if new:
-            sync_directory(path.parent)
+        self._handle = self._open()
         with self._exclusive():
             pass
         self._waiting: deque[dict[str, Any]] = deque()
         self._lost = 0
         self._writer: threading.Thread | None = None
+
+    def _open(self) -> int:
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ConfigError(f"{path}: not a file; name a folder for the audit log")
+        if new:
+            sync_directory(path.parent)
+        return handle
 
     def append(self, *events: dict[str, Any]) -> None:
         """Write events; they are on the disk when this returns. OSError if that fails."""
@@ -188,12 +198,29 @@ class AuditLog:
     def _exclusive(self) -> Iterator[None]:
         """The lock of this process's threads and the file's of all processes, then the state of the last line."""
         with self._writing:
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
             try:
+                before = self._lock_present_file()
                 self._catch_up()
+                if before is not None:
+                    self._write(({"event": "log_replaced", "lines": before[0], "head": before[1]},))
                 yield
             finally:
                 fcntl.flock(self._handle, fcntl.LOCK_UN)
+
+    def _lock_present_file(self) -> tuple[int, str] | None:
+        """Take the lock of the file that has the name now. Where that is another one than before: lines and last
+        hash of that one."""
+        before: tuple[int, str] | None = None
+        while True:
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._handle), os.stat(self.path)):
+                    return before
+            before = before or (self._seq, self._head)
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            old, self._handle = self._handle, self._open()
+            os.close(old)
+            self._size, self._seq, self._head = 0, 0, FIRST
 
     def _catch_up(self) -> None:
         """Go on from the last line, which another process may have written."""

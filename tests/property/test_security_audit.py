@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -79,6 +80,32 @@ def test_nothing_is_written_behind_an_altered_line(whole: bytes, tmp_path: Path)
     path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
     with pytest.raises(ConfigError, match="last line was altered"):
         AuditLog(path)
+
+
+def test_a_line_that_is_no_event_is_altered_whatever_its_hash(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for body in (b'{"half', b"7", b'{"seq":"' + b"x", b'{"seq":1', b"[" * 100_000):
+        path.write_bytes(whole + body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n')
+        assert verify(path).fault == f"line {whole.count(10) + 1}: altered"
+        with pytest.raises(ConfigError, match="last line was altered"):
+            AuditLog(path)
+
+
+def test_a_log_that_is_moved_away_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.1.jsonl"
+    log, other = AuditLog(path), AuditLog(path)
+    log.append({"event": "login"}, {"event": "login"})
+    path.rename(old)
+    other.append({"event": "changed"})
+    log.append({"event": "login"})
+    kept, begun = verify(old), verify(path)
+    assert (kept.lines, kept.fault, begun.fault) == (2, None, None)
+    lines = list(read(path))
+    assert [values["event"] for values in lines] == ["log_replaced", "changed", "log_replaced", "login"]
+    assert (lines[2]["lines"], lines[2]["head"]) == (2, kept.head)
+    path.unlink()
+    log.append({"event": "login"})
+    assert next(read(path))["head"] == begun.head
 
 
 def test_several_processes_share_a_log(tmp_path: Path) -> None:
