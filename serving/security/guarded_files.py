@@ -108,7 +108,7 @@ class Watched(Generic[T]):
     def __init__(self, path: Path, read: Callable[[Path], T], every_seconds: float,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._read, self._every, self._clock = path, read, every_seconds, clock
-        self._seen = self._signature()
+        self._seen = self._told = self._signature()
         self._value = read(path)
         self._due = clock() + every_seconds
         self.generation = 0
@@ -126,17 +126,22 @@ class Watched(Generic[T]):
         signature = self._signature()
         if signature == self._seen:
             return
-        self._seen = signature
         if not signature:
-            _LOG.error("security_file_kept", error=f"{self._path} is gone; what it last held stays in force")
+            self._kept(signature, f"{self._path} is gone; what it last held stays in force")
             return
         try:
             value = self._read(self._path)
-        except ConfigError as error:
-            _LOG.error("security_file_kept", error=str(error))
+        except ConfigError as error:  # the file's fault, or the machine's, which passes: it is read again
+            self._kept(signature, str(error))
             return
-        self._value = value
+        self._seen, self._value = signature, value
         self.generation += 1
+
+    def _kept(self, signature: tuple[int, ...], fault: str) -> None:
+        """One line for every state of the file."""
+        if signature != self._told:
+            self._told = signature
+            _LOG.error("security_file_kept", error=fault)
 
     def _signature(self) -> tuple[int, ...]:
         try:

@@ -189,6 +189,22 @@ def test_a_revocation_outlives_its_file(tmp_path: Path) -> None:
     assert not site.refuses(second.encode())
 
 
+def test_a_revocation_that_could_not_be_read_once_is_read_again(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path)
+    token = site.sign()
+    assert not site.refuses(token)
+    revoke(site.revoked, user="ann")
+
+    def too_many(*_: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as full:
+        full.setattr("builtins.open", too_many)
+        assert not site.refuses(token)  # what was known stays in force
+    assert site.refuses(token)
+
+
 def test_a_remembered_token_expires(tmp_path: Path) -> None:
     site = Site(tmp_path)
     now = time.time()
