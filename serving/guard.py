@@ -187,7 +187,7 @@ class Guard:
         if origin is None or not settings.check_origin:
             return
         text = origin.decode("latin-1")
-        if text not in settings.origins and urlsplit(text).netloc != headers.get(b"host", b"").decode("latin-1"):
+        if text not in settings.origins and _host_of(text) != headers.get(b"host", b"").decode("latin-1"):
             raise Refused(403, "pages of this origin may not connect; see security.origins")
 
 
@@ -240,6 +240,14 @@ def _from_protocols(scope: Scope) -> bytes:
     """The Authorization header that a browser's subprotocols stand for."""
     tokens = [p[len(BEARER_PROTOCOL):] for p in scope.get("subprotocols", []) if p.startswith(BEARER_PROTOCOL)]
     return b"Bearer " + tokens[0].encode() if len(tokens) == 1 else b""
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port; None of what is no origin."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def strict_headers(scope: Scope, most_bytes: int) -> dict[bytes, bytes]:

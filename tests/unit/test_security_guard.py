@@ -207,7 +207,7 @@ def test_sockets_are_admitted_by_header_or_subprotocol() -> None:
 
 def test_pages_of_other_origins_get_no_socket() -> None:
     app, _ = small_app(origins=("https://desk.example",))
-    for origin in ("https://evil.example", "null", "http://testserver.evil.example"):
+    for origin in ("https://evil.example", "null", "http://testserver.evil.example", "http://[testserver"):
         _denied(app, 403, {"Authorization": "Bearer admin", "Origin": origin})
     for origin in ("https://desk.example", "http://testserver"):
         with client(app).websocket_connect("/v1/stream", headers={"Origin": origin}) as socket:
