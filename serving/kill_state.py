@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from algospace.files import atomic_path
+from serving.security.guarded_files import locked
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,18 @@ def found_in(file: Path) -> SwitchState:
 
 
 def exchange(file: Path, mine: SwitchState) -> SwitchState:
-    """What `file` says after `mine` has been written to it, if that counts for more."""
+    """What `file` says after `mine` has been written to it, if that counts for more; looked at again once nobody
+    else is writing."""
     found = found_in(file)
     if found.throws(mine) or not mine.beats(found):
         return found
-    _write(file, mine)
+    with ExitStack() as alone:
+        with suppress(OSError):  # a file system that knows no locks is no reason not to latch
+            alone.enter_context(locked(file))
+        found = found_in(file)
+        if found.throws(mine) or not mine.beats(found):
+            return found
+        _write(file, mine)
     return mine
 
 

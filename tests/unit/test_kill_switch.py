@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving import kill_state
 from serving.access import Refused
 from serving.bundle import Bundle
 from serving.client import request_of
@@ -190,3 +192,24 @@ def test_a_replica_whose_link_to_the_switch_is_broken_is_not_ready(bundle: Bundl
         await link.stop()
 
     asyncio.run(play())
+
+
+def test_a_throw_is_not_written_over_by_who_looked_before_it(tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    file, write = tmp_path / "kill.json", kill_state._write
+    thrown, writing, rearmed = threading.Event(), threading.Event(), SwitchState(False, 5, "bob", "rearm", 5)
+
+    def slow(target: Path, state: SwitchState) -> None:
+        if state == rearmed:
+            writing.set()
+            thrown.wait(0.5)
+        write(target, state)
+
+    monkeypatch.setattr(kill_state, "_write", slow)
+    one = threading.Thread(target=kill_state.exchange, args=(file, rearmed))
+    one.start()
+    assert writing.wait(30)
+    kill_state.exchange(file, SwitchState(True, 6, "ann", "throw", 6))
+    thrown.set()
+    one.join()
+    assert read_state(file).thrown
