@@ -227,6 +227,40 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_and_spares_the_checkpoint
     assert all(torch.isfinite(p).all() for p in resumed.module.state_dict().values())
 
 
+def test_a_gradient_too_large_for_its_norm_is_refused_in_words(training_market: MarketOnDisk,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    algo = algorithm(training_market.core_spec(), small_settings())
+    try:
+        learner = algo.learner_group._learner
+        loss = learner._loss
+        monkeypatch.setattr(learner, "_loss", lambda *a: (p := loss(*a))._replace(total=p.total * 1e30))
+        with pytest.raises(NonFiniteError, match="the norm of the gradient, too large for float32, is not finite"):
+            algo.train()
+    finally:
+        algo.stop()
+
+
+def test_several_learners_standardise_advantages_as_one_does(training_market: MarketOnDisk,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the rows on this learner, as if the other three held the same."""
+    algo = algorithm(training_market.core_spec(), small_settings())
+    try:
+        learner = algo.learner_group._learner
+        whole = recorded(algo)
+        algo.train()
+        columns = {name: torch.as_tensor(values) for name, values in whole[0].items()}
+        part = {name: values[:2] for name, values in columns.items()}
+        four = {name: values.repeat(4, *[1] * (values.ndim - 1)) for name, values in part.items()}
+        learner._normalise(four)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(learner), "distributed", True)
+            patch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(4.0))
+            learner._normalise(part)
+        torch.testing.assert_close(part["advantages"], four["advantages"][:2], atol=1e-6, rtol=1e-5)
+    finally:
+        algo.stop()
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

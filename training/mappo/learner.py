@@ -100,17 +100,20 @@ class MAPPOLearner(PPOTorchLearner):
         data["value_targets"] = norm.normalise(data["value_targets"])
         acting = data["counted"].any(-1)
         if self.distributed:
-            stats = self._moments(data["advantages"][acting])
-            deviation = (stats[1] - stats[0] ** 2).clamp(min=1e-12).sqrt()
-            data["advantages"] = torch.where(acting, (data["advantages"] - stats[0]) / (deviation + 1e-8), 0.0)
+            mean, square, count = self._moments(data["advantages"][acting])
+            variance = (square - mean ** 2) * count / (count - 1.0)  # of a sample, as `standardise` takes it
+            deviation = variance.clamp(min=1e-12).sqrt()
+            data["advantages"] = torch.where(acting, (data["advantages"] - mean) / (deviation + 1e-8), 0.0)
         else:
             data["advantages"] = standardise(data["advantages"], acting)
 
     def _moments(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean and mean square (2,) over all learners' values, which may differ in number."""
+        """Mean, mean square and number (3,) of all learners' values, of which each may have another number."""
         count = torch.tensor(float(x.numel()), device=x.device)
-        sums = self._mean_over_learners(torch.stack((x.sum(), (x * x).sum(), count)))
-        return sums[:2] / sums[2]
+        sums = torch.stack((x.sum(), (x * x).sum(), count))
+        if self.distributed:
+            torch.distributed.all_reduce(sums)
+        return torch.cat((sums[:2] / sums[2], sums[2:]))
 
     def _mean_over_learners(self, x: torch.Tensor) -> torch.Tensor:
         if self.distributed:
@@ -162,8 +165,9 @@ class MAPPOLearner(PPOTorchLearner):
             entropy_coeff=settings.entropy.at(progress), value_coeff=settings.value_coeff, counts=counts)
 
     def _refuse(self, parts: LossParts) -> None:
-        where = first_nonfinite_parameter(self.team_module().named_parameters())
-        losses = ", ".join(f"{name} {float(part):.4g}" for name, part in parts._asdict().items())
+        where = (first_nonfinite_parameter(self.team_module().named_parameters())
+                 or "norm of the gradient, too large for float32,")
+        losses = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts._asdict().items())
         raise NonFiniteError(f"the {where} is not finite ({losses}); the last checkpoint is intact: lower "
                              f"the learning rate and resume")
 
