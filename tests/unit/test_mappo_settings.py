@@ -27,6 +27,22 @@ def test_minibatches_must_divide_the_segments() -> None:
         MAPPOSettings(num_shards=1, envs_per_shard=10, minibatches=4)
 
 
+def test_every_learner_has_a_segment_for_every_minibatch() -> None:
+    with pytest.raises(ValidationError, match=r"leaves 2 to one of them, fewer than its minibatches \(4\)"):
+        MAPPOSettings(num_shards=1, envs_per_shard=4, minibatches=4, num_learners=2)
+    with pytest.raises(ValidationError, match="leaves 0 to one of them"):
+        MAPPOSettings(num_shards=1, envs_per_shard=5, minibatches=1, num_learners=4)
+    assert MAPPOSettings(num_shards=1, envs_per_shard=8, minibatches=4, num_learners=2).num_learners == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("cost_scale", -1.0), ("learning_rate", {"start": 1e-3, "end": -1e-3}), ("entropy", -0.01),
+    ("clip_param", 0.0), ("value_coeff", -0.5), ("grad_clip", 0.0), ("adam_epsilon", 0.0)])
+def test_what_would_train_backwards_or_not_at_all_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        MAPPOSettings(**{name: value})
+
+
 def test_sizes_follow_from_the_settings() -> None:
     settings = MAPPOSettings(env_steps=1000, num_shards=2, envs_per_shard=4, segment=16, minibatches=2)
     assert (settings.segments, settings.steps_per_iteration, settings.iterations) == (8, 128, 8)

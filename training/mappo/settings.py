@@ -10,6 +10,7 @@ from algospace.config import FrozenConfig
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Ramp(FrozenConfig):
@@ -49,12 +50,12 @@ class MAPPOSettings(FrozenConfig):
     segment: Count = 128
     gamma: Share = 0.99
     gae_lambda: Ramp = Ramp(start=0.95, end=0.95)
-    clip_param: float = 0.2
+    clip_param: Positive = 0.2
     value_clip: float | None = Field(0.2, gt=0)
     """None: values are not clipped."""
     huber_delta: float | None = Field(10.0, gt=0)
     """None: squared errors."""
-    value_coeff: float = 0.5
+    value_coeff: float = Field(0.5, ge=0)
     value_norm: bool = True
     death_masking: bool = True
     """Agents that were not asked are left out of the objective: voters where the row is no decision (a filled
@@ -64,8 +65,8 @@ class MAPPOSettings(FrozenConfig):
     so are votes that were asked but not pivotal (`pivotal_votes`). M-RMS: always asked, no effect."""
     epochs: Count = 2
     minibatches: Count = 8
-    grad_clip: float = 10.0
-    adam_epsilon: float = 1e-5
+    grad_clip: Positive = 10.0
+    adam_epsilon: Positive = 1e-5
     learning_rate: Ramp = Ramp(start=1e-3, end=1e-4)
     entropy: Ramp = Ramp(start=0.01, end=0.0)
     cost_scale: Ramp = Ramp(start=1.0, end=1.0)
@@ -96,8 +97,17 @@ class MAPPOSettings(FrozenConfig):
         if (self.num_shards * self.envs_per_shard) % self.minibatches:
             raise ValueError(f"minibatches ({self.minibatches}) must divide the number of segments "
                               f"({self.num_shards * self.envs_per_shard})")
+        last = self.segments - max(self.num_learners - 1, 0) * -(-self.segments // max(self.num_learners, 1))
+        if last < self.minibatches:
+            raise ValueError(f"num_learners ({self.num_learners}) share {self.segments} segments, which leaves "
+                              f"{max(last, 0)} to one of them, fewer than its minibatches ({self.minibatches}); "
+                              f"lower either, or raise envs_per_shard")
         if not all(0.0 <= bound <= 1.0 for bound in (self.gae_lambda.start, self.gae_lambda.end)):
             raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
+        for name in ("learning_rate", "entropy", "cost_scale"):
+            ramp: Ramp = getattr(self, name)
+            if min(ramp.start, ramp.end) < 0.0:
+                raise ValueError(f"{name} must not be negative, got {ramp}")
         if self.threads > 1 and (self.num_learners or self.gpus_per_learner):
             raise ValueError(f"threads ({self.threads}) share the driver's own learner: set num_learners and "
                               f"gpus_per_learner to 0, or threads to 1")
