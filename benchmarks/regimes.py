@@ -3,8 +3,8 @@
     python -m benchmarks.regimes [--scenario easy] [--size small] [--seeds 701,702,703] [--network-steps 0]
 
 Trains as the quickstart's phase does, on a market of its own seed, and scores every test seed: linear-probe
-accuracy and NMI against the true regime. Only the supervised figures use labels to train, those of the training
-market.
+accuracy and NMI against the true regime. Only probes and supervised figures use labels to train, those of the
+training market, all of them the same ones: a probe on 20,000 consecutive windows meets a few regimes only.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def supervised_network(
 
 
 def measure(
-    scenario: str, config: RegimeConfig, train_bars: int, train_seed: int, seeds: list[int], seed: int, steps: int
+    scenario: str, config: RegimeConfig, train_bars: int, train_seed: int, seeds: list[int], seed: int, steps: int,
+    most: int,
 ) -> list[dict[str, float]]:
-    """One dict of figures per test seed."""
+    """One dict of figures per test seed. most: windows of either part that the figures are of."""
     rows, truth, schema = market(scenario, train_seed, train_bars, None)
     held_out, held_out_truth, _ = market(scenario, VALIDATION_SEED, VALIDATION_BARS, schema)
     table, _, (train, validation) = joined((rows, truth), (held_out, held_out_truth))
@@ -93,14 +94,14 @@ def measure(
     seconds = time.perf_counter() - started
     print(f"{scenario}: {config.size}, {result.metrics['parameters']:,.0f} parameters, "
           f"{result.metrics['steps']:.0f} steps, {seconds:.0f} s")
-    ends = window_ends(rows, (0, len(rows)), config.window)
+    ends = window_ends(rows, (0, len(rows)), config.window)[-most:]
     classifier = supervised_network(result.net, rows, truth, ends, seed, steps) if steps else None
     figures = []
     for test_seed in seeds:
         table, labels, (train, test) = joined((rows, truth), market(scenario, test_seed, TEST_BARS, schema)[:2])
-        report = rde_report(result.net, table, train, test, labels, seed)
+        report = rde_report(result.net, table, train, test, labels, seed, most)
         if classifier is not None:
-            ends = window_ends(table, test, config.window)[:20_000]
+            ends = window_ends(table, test, config.window)[:most]
             guess = encode_ends(classifier, table, ends).argmax(axis=1)
             report["supervised_network_accuracy"] = float((guess == labels[ends]).mean())
         figures.append(report)
@@ -129,6 +130,8 @@ def main() -> None:
     parser.add_argument("--train-bars", type=int, default=800_000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--network-steps", type=int, default=1000, help="of the supervised network; 0: none")
+    parser.add_argument("--windows", type=int, default=1_000_000,
+                        help="labelled windows of each part, for probes and classifiers alike")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,7 +140,8 @@ def main() -> None:
     print(f"regime configuration {config.digest()[:12]}")
     for scenario in options.scenario.split(","):
         measure(scenario, config, options.train_bars, options.train_seed,
-                [int(part) for part in options.seeds.split(",")], options.seed, options.network_steps)
+                [int(part) for part in options.seeds.split(",")], options.seed, options.network_steps,
+                options.windows)
 
 
 if __name__ == "__main__":
