@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from algospace.errors import ConfigError
+from algospace.errors import BundleError, ConfigError
 from serving.aliases import Check, ModelRef
 
 CHECKS = ("beats_baselines", "deflated_sharpe", "alarm", "control", "gate")
@@ -67,9 +67,8 @@ class Registry:
         return Found(**self._ask("fetch", source=source, cache=str(self._cache)))
 
     def kept(self, bundle: str) -> Path | None:
-        """The folder of a bundle that was downloaded before, by its id; nobody is asked."""
-        folder = self._cache / bundle
-        return folder if (folder / _ID).is_file() else None
+        """The folder of a bundle that was downloaded before and is whole, by its id; nobody is asked."""
+        return _kept(self._cache, bundle)
 
     def folder(self, ref: ModelRef) -> Path:
         """Where a bundle is on this machine: its folder, or, where another node has downloaded it, our own
@@ -153,7 +152,7 @@ def _main() -> None:
         mlflow.set_registry_uri(uri)
         try:
             answer = what(mlflow.MlflowClient(uri, uri), **request)
-        except (MlflowException, OSError, ConfigError) as error:
+        except (MlflowException, OSError, BundleError, ConfigError) as error:
             answer = {"error": " ".join(str(error).split())[:500]}
     sys.stdout.write(json.dumps(answer) + "\n")
 
@@ -161,25 +160,41 @@ def _main() -> None:
 def _fetch(client: Any, source: str, cache: str) -> dict[str, Any]:
     import mlflow
 
+    from serving.bundle import load_bundle
+
     name, version = named(source)
     alias = source.partition("@")[2]
     found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     home = Path(cache)
     home.mkdir(parents=True, exist_ok=True)
-    kept = home / found.tags.get("bundle", "unknown")
-    if not (kept / _ID).is_file():
+    kept = _kept(home, found.tags.get("bundle", ""))
+    if kept is None:
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             got = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}", dst_path=scratch)
             folders = [path.parent for path in Path(got).rglob(_MANIFEST) if (path.parent / _ID).is_file()]
             if len(folders) != 1:
                 raise ConfigError(f"models:/{name}/{found.version} holds {len(folders)} bundles instead of one")
-            kept = home / (folders[0] / _ID).read_text(encoding="ascii").split()[0]
+            bundle = load_bundle(folders[0]).id
+            kept = home / bundle
+            if kept.exists() and _kept(home, bundle) is None:
+                os.replace(kept, Path(scratch) / "damaged")
             try:
                 os.replace(folders[0], kept)
             except OSError:
                 if not kept.exists():  # otherwise another replica was faster
                     raise
     return {"folder": str(kept.resolve()), "name": name, "version": str(found.version)}
+
+
+def _kept(cache: Path, bundle: str) -> Path | None:
+    """A bundle's folder in a cache; None if it is not there or, behind a power cut, not whole."""
+    from serving.bundle import load_bundle  # two seconds, which a process that asks for tags does not need
+
+    folder = cache / bundle
+    try:
+        return folder if load_bundle(folder).id == bundle else None
+    except BundleError:
+        return None
 
 
 def _version(client: Any, name: str, version: str, bundle: str) -> Any:

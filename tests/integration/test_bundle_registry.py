@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from algospace.errors import ConfigError
+from algospace.errors import BundleError, ConfigError
 from serving import mlflow_source
 from serving.aliases import ModelRef
 from serving.bundle import Bundle, load_bundle
@@ -129,6 +129,31 @@ def test_replicas_may_download_one_bundle_at_once(registered: tuple[str, list[Bu
 
     monkeypatch.setattr(os, "replace", beaten)
     assert load_bundle(registry.fetch(f"models:/{MODEL}/1").folder).id == bundles[0].id
+
+
+def test_a_download_that_is_damaged_is_made_again_and_not_kept(registered: tuple[str, list[Bundle]],
+                                                               tmp_path: Path) -> None:
+    uri, bundles = registered
+    registry = Registry(uri, MODEL, tmp_path / "cache")
+    folder = Path(registry.fetch(f"models:/{MODEL}/1").folder)
+    (folder / "vote.onnx").write_bytes(b"")  # the machine lost its power
+    assert registry.kept(bundles[0].id) is None
+    assert load_bundle(registry.fetch(f"models:/{MODEL}/1").folder).id == bundles[0].id
+    assert registry.kept(bundles[0].id) == folder
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [bundles[0].id]
+
+    client = mlflow.MlflowClient(uri, uri)
+    stolen = tmp_path / "stolen"
+    shutil.copytree(bundles[0].directory, stolen)
+    (stolen / "manifest.sha256").write_text("../out\n")
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(stolen), "bundle")
+    client.create_registered_model("forged")
+    client.create_model_version("forged", f"{run.info.artifact_uri}/bundle", run.info.run_id, {"bundle": ".."})
+    with pytest.raises(BundleError, match=r"does not match manifest\.sha256"):
+        registry.fetch("models:/forged/1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_service_is_promoted_with_its_checks(registered: tuple[str, list[Bundle]], tmp_path: Path) -> None:
