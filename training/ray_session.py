@@ -1,4 +1,4 @@
-"""A Ray cluster for a block of code: joined, or started and stopped."""
+"""A Ray cluster for a block of code: joined, or started and stopped; and errors of ours that come back from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from algospace.errors import ConfigError
+from algospace.errors import AlgoSpaceError, ConfigError
 
 _ANSWER_SECONDS = 10.0
 
@@ -46,6 +46,19 @@ def ray_session(num_cpus: int = 2, num_gpus: float = 0.0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """An error of ours that a remote learner or runner raised in the block comes out in its one line."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, AlgoSpaceError):
+            raise error.cause from None
+        raise
 
 
 def _require_gpus(wanted: float) -> None:

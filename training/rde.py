@@ -28,6 +28,7 @@ from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.files import atomic_directory, atomic_path, sha256_file, write_json
 from algospace.seeding import stream_key
 from algospace.types import BoolArray, Float32Array, IntArray
+from training.ray_session import own_errors
 from training.rde_learner import RDELearner, rde_batch, rde_module_spec
 
 Rows = tuple[int, int]
@@ -80,7 +81,8 @@ def train_rde(
         had never stopped. It is refused if it belongs to another configuration, seed or data.
     The same seed, rows and number of torch threads give the same weights.
 
-    Raises ConfigError where the rows hold too few windows, SchemaError where they have another width.
+    Raises ConfigError where the rows hold too few windows, SchemaError where they have another width, and
+    training.mappo.finite.NonFiniteError where a gradient is no number.
     """
     _check_columns(regime_rows, config)
     train, validation = _split(train, validation, config, len(regime_rows))
@@ -144,9 +146,10 @@ class _Run:
         The best weights are those of the lowest validation loss; only a relative gain of `min_improvement`
         resets the patience.
         """
-        self.group.update(
-            batch=self._draw(state.epoch), minibatch_size=self.config.batch_size // self.learners,
-            first_step=state.epoch * self.steps, total_steps=self.total_steps, _no_metrics_reduce=True)
+        with own_errors():
+            self.group.update(
+                batch=self._draw(state.epoch), minibatch_size=self.config.batch_size // self.learners,
+                first_step=state.epoch * self.steps, total_steps=self.total_steps, _no_metrics_reduce=True)
         means = _each(self.group, lambda learner: learner.epoch_means())
         ends = self.data.validation_ends
         held_out = _each(self.group, lambda learner: learner.validate(ends))[0]

@@ -24,6 +24,7 @@ from agents.regime import RegimeNet
 from agents.settings import RegimeConfig
 from algospace.errors import ConfigError, InternalError
 from algospace.types import Float32Array, IntArray
+from training.mappo.finite import NonFiniteError, first_nonfinite_parameter
 from training.mappo.memory import owned
 
 END, NOISE, MIRROR = "end", "noise", "mirror"
@@ -147,12 +148,19 @@ class RDELearner(TorchLearner):  # type: ignore[misc]  # RLlib's classes are unt
             forward = self.module.forward_train(batch)
             losses = self.compute_losses(fwd_out=forward, batch=batch)
         losses[DEFAULT_MODULE_ID].backward()
-        torch.nn.utils.clip_grad_norm_(list(self._params.values()), self._regime.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(list(self._params.values()), self._regime.grad_clip)
+        if not torch.isfinite(norm):
+            self._refuse(float(losses[DEFAULT_MODULE_ID].detach()))
         self._optimizer.step()
         for name, value in forward[DEFAULT_MODULE_ID].items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
         self._minibatches += 1
         return forward, losses, {}
+
+    def _refuse(self, loss: float) -> None:
+        where = first_nonfinite_parameter(self._module_of().net.named_parameters()) or "norm of the gradient"
+        raise NonFiniteError(f"regime network: the {where} is not finite (loss {loss:.4g}); the checkpoint of the "
+                             f"epoch before is intact: lower rde.learning_rate")
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

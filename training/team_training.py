@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.exceptions import RayTaskError
 
-from algospace.errors import AlgoSpaceError, BundleError, InputError
+from algospace.errors import BundleError, InputError
 from algospace.features.market_table import MarketTable
 from algospace.files import atomic_directory, sha256_file, write_json
 from training.checkpoints import History, last_checkpoint, save_checkpoint
@@ -24,6 +23,7 @@ from training.mappo.finite import refuse_nonfinite_table
 from training.mappo.module import MODULE_ID, TeamModule, build_team_module
 from training.mappo.settings import MAPPOSettings
 from training.mappo.tables import EXPERTS, open_training_table
+from training.ray_session import own_errors
 
 LogFn = Callable[[int, Mapping[str, float]], None]
 ProgressFn = Callable[[int, int], None]
@@ -58,7 +58,8 @@ def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log:
         saved = len(history)
         with Interruption() as interruption:
             while algorithm.env_steps < settings.env_steps:
-                figures = _figures(_iteration(algorithm))
+                with own_errors():
+                    figures = _figures(algorithm.train())
                 history.append(figures)
                 if log is not None:
                     log(algorithm.env_steps, figures)
@@ -76,16 +77,6 @@ def train_team(spec: dict[str, Any], settings: MAPPOSettings, folder: Path, log:
     save_team(folder / "team", team, weights, metrics)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return load_team(folder / "team")
-
-
-def _iteration(algorithm: MAPPO) -> Mapping[str, Any]:
-    """One iteration; an error of ours that a remote learner or runner raised comes out in its one line."""
-    try:
-        return dict(algorithm.train())
-    except RayTaskError as error:
-        if isinstance(error.cause, AlgoSpaceError):
-            raise error.cause from None
-        raise
 
 
 def check_table(spec: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Training of the regime engine: it learns, repeats itself, stops early, resumes, and refuses bad input."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from agents.regime import RegimeNet
 from agents.settings import RegimeConfig
 from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.types import Float32Array, IntArray
-from training.rde import RDEResult, column_scale, load_rde, regime_vectors, save_rde, train_rde, window_ends
+from training.mappo.finite import NonFiniteError
+from training.rde import RDEResult, _Run, column_scale, load_rde, regime_vectors, save_rde, train_rde, window_ends
 from training.rde_report import rde_report
 
 TRAIN, VALIDATION, HELD_OUT = (0, 3000), (3100, 4000), (4100, 6000)
@@ -222,3 +224,29 @@ def test_window_ends_stay_inside_the_split_and_off_incomplete_rows() -> None:
     ends = window_ends(rows, (5, 45), window=6, ahead=2)
     expected = [j for j in range(10, 43) if not j - 5 <= 20 <= j + 2 and not j - 5 <= 40 <= j + 2]
     assert ends.tolist() == expected
+
+
+def test_a_gradient_that_is_no_number_stops_with_its_name_and_spares_the_checkpoint(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, checkpoint = two_regimes()[0], tmp_path / "checkpoint.pt"
+    draw = _Run._draw
+
+    def poisoned(self: _Run, epoch: int) -> Any:
+        batch = draw(self, epoch)
+        if epoch == 1:
+            batch.policy_batches["default_policy"]["noise"][70] = np.nan
+        return batch
+
+    whole = train_rde(rows, TRAIN, VALIDATION, TINY, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_draw", poisoned)
+        with pytest.raises(NonFiniteError, match=r"regime network: the gradient of \S+ is not finite"):
+            train_rde(rows, TRAIN, VALIDATION, TINY, seed=1, checkpoint=checkpoint)
+    resumed = train_rde(rows, TRAIN, VALIDATION, TINY, seed=1, checkpoint=checkpoint)
+    assert np.array_equal(weights(resumed.net), weights(whole.net))
+
+
+def test_a_learning_rate_that_blows_the_network_up_is_said() -> None:
+    wild = TINY.model_copy(update={"learning_rate": 1e6})
+    with pytest.raises(NonFiniteError, match=r"lower rde\.learning_rate"):
+        train_rde(two_regimes()[0], TRAIN, VALIDATION, wild, seed=1)
