@@ -34,7 +34,7 @@ from serving.ending import end_process, haproxy_processes, shut_serve
 from serving.hub_actor import close_hub, open_hub
 from serving.hub_link import HubLink
 from serving.logs import configure_logs
-from serving.security.gate import make_authenticator
+from serving.security.gate import Security, make_authenticator
 from serving.service import AppSettings
 from serving.sources import find_bundle
 
@@ -229,7 +229,8 @@ class RunningService:
 
 def start_service(source: Path | str, token: str, port: int | None = None,
                   settings: ServeSettings | None = None) -> RunningService:
-    """Start the service and return once it answers. BundleError before anything is started if the bundle is bad.
+    """Start the service and return once it answers. BundleError or ConfigError before anything is started if the
+    bundle, the port, the files of its security or its size are bad.
 
     `source`: a bundle's folder, or `models:/NAME@ALIAS`, whose version of now every replica will get.
     Where Ray is already initialised it is used as it is, and left running; otherwise a local instance of
@@ -240,9 +241,16 @@ def start_service(source: Path | str, token: str, port: int | None = None,
     if port is not None and not _is_free(port):
         raise ConfigError(f"port {port} is taken; give another --port or stop what listens there")
     port = port or free_port()
+    security = settings.app.security
+    Security(security, make_authenticator(security, token_digest(token)))  # Serve would try replicas for minutes
     import ray
 
     owns_ray, scratch = not ray.is_initialized(), None
+    wanted = settings.replicas * settings.cpus_per_replica
+    if owns_ray and wanted > settings.cluster_cpus:  # Serve would wait for ever
+        raise ConfigError(f"{settings.replicas} replicas of cpus_per_replica = {settings.cpus_per_replica:g} take "
+                          f"{wanted:g} CPUs, Ray is started with cluster_cpus = {settings.cluster_cpus}; raise "
+                          "that in the settings, or ask for fewer replicas")
     before: dict[str, str | None] = {}
     if owns_ray:
         scratch = _scratch_directory()
@@ -295,6 +303,8 @@ class Replica:
     async def __init__(self, source: str, digest: bytes, settings: dict[str, Any],  # type: ignore[misc]
                        shared: bool) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # for torch, should a backend or an explanation need it
+        # uvicorn believes X-Forwarded-For from its own machine, so from HAProxy, which hands on anybody's
+        os.environ["FORWARDED_ALLOW_IPS"] = ""
         app_settings = AppSettings.model_validate(settings)
         configure_logs(app_settings.logs)
         accept_many(asyncio.get_running_loop())  # Serve listens once this is done

@@ -20,6 +20,7 @@ from algospace.features.market_table import MarketTable
 from serving.bundle import Bundle
 from serving.client import ask, request_of
 from serving.policy import BundlePolicy
+from serving.security.audit import AUDIT, read
 from tests.serving_market import accounts, random_bundle, rows, serving_table
 
 TOKEN = "a-token-of-enough-length"
@@ -31,6 +32,7 @@ class Service(NamedTuple):
     url: str
     bundle: Bundle
     mark: str
+    audit: Path
 
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
@@ -62,16 +64,18 @@ def table() -> MarketTable:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    bundle = random_bundle(tmp_path_factory.mktemp("service") / "bundle")
+    folder = tmp_path_factory.mktemp("service")
+    bundle = random_bundle(folder / "bundle")
+    (folder / "serve.yaml").write_text(f"app: {{security: {{folder: {folder / 'security'}}}}}\n")
     mark = f"{os.getpid()}-{time.time_ns()}"
-    process = command("serve", "--bundle", bundle.directory, "--json", "--seconds", "300",
-                      **{_STARTED_WITH: mark, "ALGOSPACE_TOKEN": TOKEN})
+    process = command("serve", "--bundle", bundle.directory, "--config", folder / "serve.yaml", "--json",
+                      "--seconds", "300", **{_STARTED_WITH: mark, "ALGOSPACE_TOKEN": TOKEN})
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         pytest.fail(f"the service did not start: {process.communicate()[1][-2000:]}")
     started: dict[str, Any] = json.loads(line)
-    yield Service(process, started["url"], bundle, mark)
+    yield Service(process, started["url"], bundle, mark, folder / "security" / AUDIT)
     process.kill()
     process.communicate()
 
@@ -98,6 +102,19 @@ def test_refusals_pass_through_the_proxy(service: Service, table: MarketTable) -
         assert refused.value.code == status
     with urllib.request.urlopen(f"{service.url}/v1/health", timeout=10) as answer:
         assert json.loads(answer.read())["model"] == service.bundle.id
+
+
+def test_nobody_says_himself_where_he_calls_from(service: Service) -> None:
+    """No proxy is configured: what a caller writes into X-Forwarded-For is neither logged nor counted."""
+    request = urllib.request.Request(f"{service.url}/v1/model", headers={
+        "Authorization": "Bearer wrong", "X-Forwarded-For": "203.0.113.7"})
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=10)
+    deadline = time.monotonic() + 10
+    while not (refused := [line for line in read(service.audit) if line["path"] == "/v1/model"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [line["address"] for line in refused] == ["127.0.0.1"]
 
 
 def test_the_proxy_is_haproxy_and_nothing_is_left_after_an_interrupt(service: Service) -> None:
