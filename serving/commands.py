@@ -41,17 +41,16 @@ def serve(
 
     Example: algospace serve --bundle runs/quickstart/bundle --port 8000
     """
-    from algospace.config import load_config, read_yaml
+    from algospace.config import parse_config, read_yaml
     from algospace.errors import ConfigError
     from serving.auth import resolve_token
     from serving.deployment import ServeSettings, start_service
     from serving.security.settings import refuse_secrets
 
-    if config is not None:
-        refuse_secrets(read_yaml(config), config)
-    settings = ServeSettings() if config is None else load_config(ServeSettings, config)
-    if replicas is not None:
-        settings = settings.model_copy(update={"replicas": replicas})
+    values = {} if config is None else read_yaml(config)
+    refuse_secrets(values, config)
+    changes = [] if replicas is None else [f"replicas={replicas}"]
+    settings = parse_config(ServeSettings, values, changes, source=str(config or "serve"))
     signed = settings.app.security.mode == "jwt"
     if signed and token_file is not None:
         raise ConfigError("security.mode is jwt: no --token-file; log in, or use 'algospace user token'")

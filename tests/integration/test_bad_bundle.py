@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +128,9 @@ def test_networks_of_another_schema_are_not_exported(tmp_path: Path) -> None:
     (["--bundle", "{damaged}"], "vote.onnx does not match its checksum"),
     (["--bundle", "{good}", "--config", "absent.yaml"], "no such configuration file"),
     (["--bundle", "{good}", "--token-file", "absent"], "cannot read a token"),
+    (["--bundle", "{good}", "--replicas", "100"], "replicas: Input should be less than or equal to 64"),
+    (["--bundle", "{good}", "--replicas", "5"], "take 2.5 CPUs, Ray is started with cluster_cpus = 2"),
+    (["--bundle", "{good}", "--config", "{signed}"], "keys.json: no such key ring; make it with"),
 ])
 def test_bad_usage_of_serve_is_one_line_and_exit_code_2(
         written: Path, copy: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
@@ -134,5 +138,9 @@ def test_bad_usage_of_serve_is_one_line_and_exit_code_2(
     graph = bytearray((copy / "vote.onnx").read_bytes())
     graph[len(graph) // 2] ^= 1
     (copy / "vote.onnx").write_bytes(bytes(graph))
-    words = [a.format(good=written, damaged=copy) for a in arguments]
+    signed = copy.parent / "signed.yaml"
+    signed.write_text(f"app: {{security: {{mode: jwt, folder: {copy.parent / 'security'}}}}}\n")
+    words = [a.format(good=written, damaged=copy, signed=signed) for a in arguments]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started for what is refused"))
     assert message in refusal(monkeypatch, capsys, "serve", *words)
