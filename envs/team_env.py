@@ -67,6 +67,9 @@ class TeamEnv:
         missing = [agent for agent in self.to_act if agent not in actions]
         if missing:
             raise ValueError(f"no action of {', '.join(missing)}: it is the turn of {', '.join(self.to_act)}")
+        for agent in self.to_act:
+            if not 0 <= int(actions[agent]) < ACTIONS:
+                raise ValueError(f"{agent} chose {actions[agent]}; actions are 0 to {ACTIONS - 1}")
         if self._asks_execution:
             return self._play(int(actions[EXECUTION]))
         first, second, third = (int(actions[voter]) for voter in VOTERS)
@@ -97,17 +100,18 @@ class TeamEnv:
                 {agent: self.info() for agent in over})
 
     def observations(self, agents: tuple[str, ...]) -> dict[str, Observation]:
-        """What each of `agents` sees now."""
+        """What each of `agents` sees now, in arrays of its own."""
         core = self.core
         parts = self.observer.market(core.row, core.sign) | {"account": core.observe()}
         out: dict[str, Observation] = {}
         for agent in agents:
             if agent == EXECUTION:
-                out[agent] = {name: parts[name] for name in _CONTEXT} | {
-                    "votes": np.eye(ACTIONS, dtype=np.float32)[list(self._votes)], "proposal": core.proposal,
+                out[agent] = {name: parts[name].copy() for name in _CONTEXT} | {
+                    "votes": np.eye(ACTIONS, dtype=np.float32)[list(self._votes)],
+                    "proposal": core.proposal.copy(),
                     "action_mask": np.array(core.action_mask, np.int8)}
             else:
-                out[agent] = {name: parts[name] for name in _VOTER_PARTS[agent]}
+                out[agent] = {name: parts[name].copy() for name in _VOTER_PARTS[agent]}
         return out
 
     def info(self) -> dict[str, Any]:

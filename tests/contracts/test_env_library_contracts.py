@@ -100,3 +100,22 @@ def test_registered_environments_are_built_from_bars(part: str) -> None:
             assert (info["row"] < 3_600) == (part == "train")
             if terminated or truncated:
                 env.reset()
+
+
+def test_an_agent_that_scales_its_observation_in_place_changes_nobody_elses() -> None:
+    env = TeamEnv(core())
+    seen = env.reset(1)
+    for number in range(60):
+        arrays = [array for parts in seen.values() for array in parts.values()]
+        own = [env.core.proposal, *(np.asarray(column) for column in (TABLE.tactical, TABLE.strategic))]
+        for place, array in enumerate(arrays):
+            assert not any(np.shares_memory(array, other) for other in (*arrays[:place], *own))
+        seen, *_ = env.step(dict.fromkeys(env.to_act, 2 if len(env.to_act) > 1 else number % 2))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_an_action_that_does_not_exist_is_refused_by_the_agents_name(wrong: int) -> None:
+    env = TeamEnv(core())
+    env.reset(1)
+    with pytest.raises(ValueError, match=f"tactical chose {wrong}; actions are 0 to 2"):
+        env.step({"strategic": 2, "tactical": wrong, "arbitrage": 2})
