@@ -68,6 +68,36 @@ def test_another_node_fetches_once_and_opens_the_same_table(training_market: Mar
     np.testing.assert_array_equal(copied.proposals, original.proposals)
 
 
+def test_a_folder_of_another_run_at_the_same_place_is_not_taken_for_the_table(
+        training_market: MarketOnDisk, cache: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    for name in ("market", "experts"):
+        shutil.copytree(getattr(training_market, name), older / name)
+    np.save(older / "experts" / "proposals.npy", np.zeros(3, np.float32))
+    (older / "experts" / "experts.json").write_text('{"market": "", "files": {}}')
+    there = (str(older / "market"), str(older / "experts"))
+    fetched = node_table(*there, training_market.digest, source(training_market, tmp_path))
+    assert fetched != there
+    open_training_table(*fetched, training_market.digest)
+    with pytest.raises(SchemaError, match="differ from those the run was started with"):  # nobody offers another
+        open_training_table(*node_table(*there, training_market.digest), training_market.digest)
+
+
+def test_what_a_killed_copy_left_goes_with_the_next_one(training_market: MarketOnDisk, cache: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed() -> None:
+        monkeypatch.setattr(node_tables, "_verify", lambda *_: os._exit(9))
+        _fetch(training_market, tmp_path)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [".part"]
+    _fetch(training_market, tmp_path)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [training_market.digest]
+
+
 def _fetch(market: MarketOnDisk, folder: Path) -> None:
     node_table(*ABSENT, market.digest, source(market, folder))
 

@@ -3,7 +3,8 @@
     driver's node   the table lies in the run folder (or on shared storage) and is mapped there; `offer_table`
                     starts a small actor beside it that reads chunks on request
     another node    the first process that needs the table copies it chunk by chunk into
-                    CACHE/<hash>/{market,experts}; the others wait at a file lock and map the same files
+                    CACHE/<hash>/{market,experts}; the others wait at a file lock and map the same files. A folder
+                    of an older run at the same place is no reason to stop
 
 The hash covers the experts' columns and, through their manifest, every column of the market table; each file is
 verified while it is written, and the folder appears under its name only when it is complete. Arrays derived from
@@ -30,7 +31,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from algospace.errors import ConfigError, SchemaError
-from algospace.files import atomic_directory, write_json
+from algospace.files import atomic_directory, sha256_file, write_json
 from algospace.types import AnyArray
 
 CACHE_VARIABLE = "ALGOSPACE_CACHE"
@@ -39,6 +40,7 @@ WAIT_SECONDS = 60.0
 KEPT = 8
 _COMPLETE, _PARTS = "complete.json", ("market", "experts")
 _MANIFEST, _EXPERTS = "manifest.json", "experts.json"
+_RANDOM = "?" * 8  # what `tempfile` puts into the name of an unfinished folder
 _MAKERS = ("tables.py", "markets.py")  # the code that derives arrays
 
 
@@ -116,8 +118,9 @@ def node_table(market: str, experts: str, digest: str, source: TableSource | Non
     source: default the actor of `offer_table`. SchemaError if what arrives is not what the hash promises;
     ConfigError if nobody offers the table.
     """
-    if Path(market).is_dir() and Path(experts).is_dir():
-        return market, experts
+    here = Path(market).is_dir() and Path(experts).is_dir()
+    if here and (_holds(market, experts, digest) or not (source or _is_offered(digest))):
+        return market, experts  # the wrong one, too, if there is no other: opening it says what differs
     target = cache_root() / digest
     _once(target, lambda part: _fetch(part, digest, source or _offered(digest, market)))
     return str(target / _PARTS[0]), str(target / _PARTS[1])
@@ -149,6 +152,23 @@ def _actor_name(digest: str) -> str:
     return f"algospace-table-{digest[:32]}"
 
 
+def _holds(market: str, experts: str, digest: str) -> bool:
+    """Whether the folders' descriptions are those that the hash covers."""
+    found, manifest = Path(experts) / _EXPERTS, Path(market) / _MANIFEST
+    return (found.is_file() and manifest.is_file() and sha256_file(found) == digest
+            and json.loads(found.read_text())["market"] == sha256_file(manifest))
+
+
+def _is_offered(digest: str) -> bool:
+    if not ray.is_initialized():
+        return False
+    try:
+        ray.get_actor(_actor_name(digest))
+    except ValueError:
+        return False
+    return True
+
+
 def _offered(digest: str, market: str) -> TableSource:
     """The actor of the driver's node; it may still be starting."""
     if not ray.is_initialized():
@@ -169,6 +189,8 @@ def _once(target: Path, write: Callable[[Path], None]) -> None:
     with _locked(target):
         if not _complete(target):
             shutil.rmtree(target, ignore_errors=True)
+            for part in target.parent.glob(f".{target.name}.{_RANDOM}.part"):  # of a copy that was killed
+                shutil.rmtree(part, ignore_errors=True)
             with atomic_directory(target) as part:
                 write(part)
                 write_json(part / _COMPLETE, {str(path.relative_to(part)): path.stat().st_size
