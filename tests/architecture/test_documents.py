@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from algospace.cli import build_app
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CHANGELOG.md"]
 MAPPED = ("agents", "algospace", "configs", "envs", "serving", "training", "benchmarks", "docs", "tests",
           "examples")
 UNNAMED = {"__init__.py", "py.typed"}
