@@ -81,6 +81,7 @@ class FeatureStates:
     def __init__(self, bundle: Bundle, settings: FeatureSettings) -> None:
         self._instrument, self._config = bundle.instrument, bundle.manifest.features
         self._schema, self._settings = bundle.schema, settings
+        self.schema_hash = bundle.manifest.schema_hash
         self._known: OrderedDict[str, FeatureState] = OrderedDict()
         self._absent: OrderedDict[str, None] = OrderedDict()
         self._base: FeatureState | None = None

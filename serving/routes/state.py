@@ -20,7 +20,7 @@ from algospace.errors import ConfigError, InputError, SchemaError
 from algospace.features.market_table import MarketTable
 from algospace.types import Bars
 from serving.batch_service import JSON
-from serving.calls import Call
+from serving.calls import Call, late
 from serving.feature_state import Building, FeatureState, FeatureStates, UnknownState, row_inputs
 from serving.reading import account_of, faults, gate_of
 from serving.routes.answering import answer, within
@@ -68,6 +68,8 @@ async def _decide_bars(service: Service, states: FeatureStates, work: Threads, b
         asked = BarsRequest.model_validate_json(body)
     except ValidationError as error:
         return JSONResponse({"detail": faults(error)}, 422)
+    if states.schema_hash != model.bundle.manifest.schema_hash:  # a deployment replaces this replica
+        raise late("the champion is of another schema than this replica's features: ask again")
     if asked.state_id is None:
         return _refused(422, "state_id", "missing", NO_STATE)
     if len(asked.bars) > service.settings.features.bars:

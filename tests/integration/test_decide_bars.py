@@ -17,6 +17,7 @@ from algospace.instruments import AROUND_THE_CLOCK, Session
 from algospace.marketdata.catalog import Catalog
 from algospace.marketdata.synthetic import generate, scenario_named
 from algospace.types import Bars
+from serving.aliases import ModelRef
 from serving.app import create_app
 from serving.auth import StaticToken, token_digest
 from serving.bundle import Bundle
@@ -78,6 +79,22 @@ def bar(bars: Bars, n: int) -> dict[str, Any]:
 def body(client: TestClient, bars: Bars) -> dict[str, Any]:
     return {"state_id": client.get("/v1/state").json()["state_id"], "account": ACCOUNT, "seed": 5,
             "bars": [bar(bars, n) for n in range(HELD, BARS)]}
+
+
+def test_another_schemas_champion_decides_on_no_features_of_ours(bundle: Bundle, settings: AppSettings, bars: Bars,
+                                                                 tmp_path: Path) -> None:
+    """A deployment of another bundle makes it everybody's champion while the old replicas still answer."""
+    app = create_app(bundle, settings, StaticToken(token_digest(TOKEN)))
+    client, service = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}), app.state.service
+    asked = {"state_id": client.get("/v1/state").json()["state_id"], "account": ACCOUNT,
+             "bars": [bar(bars, n) for n in range(HELD, BARS)]}
+    assert client.post(PATH, json=asked).status_code == 200
+    other = bars_bundle(bars.slice(0, 3000), tmp_path / "other", seed=2)
+    ref = ModelRef(other.id, str(other.directory), "config")
+    asyncio.run(service.life.follow(service.life.aliases.promote(ref)))
+    answer = client.post(PATH, json=asked)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "another schema" in answer.json()["detail"]
 
 
 def test_a_key_is_answered_once_and_bars_are_never_taken_twice(
