@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
 
 from serving.access import Authenticator
 from serving.bundle import Bundle
@@ -46,6 +47,7 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     app = FastAPI(title="AlgoSpace decision service", lifespan=life, docs_url=None, redoc_url=None,
                   openapi_url=None)
     app.add_exception_handler(RequestValidationError, _wrong)
+    app.add_exception_handler(Exception, _broken)
     app.state.service = service
     app.state.security = security = Security(settings.security, authenticator)
     app.add_middleware(Guard, security=security, max_body=settings.max_body_bytes,
@@ -67,6 +69,11 @@ def create_app(bundle: Bundle, settings: AppSettings, authenticator: Authenticat
     state.add_routes(app, service)
     page.add_routes(app, service)
     return app
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    """500 in the one form of faults; whoever runs the application logs the exception."""
+    return JSONResponse({"detail": "an internal error; the log of the service says more"}, 500)
 
 
 async def _wrong(_: Request, error: Exception) -> Response:

@@ -16,13 +16,16 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from algospace.errors import ConfigError
 from serving.access import AUDITED, PERMISSIONS, UNAUDITED, Principal, Refused, is_open, methods_of, route_of
 from serving.security.gate import Security
 
+_LOG = structlog.get_logger("serving.security")
 BEARER_PROTOCOL = "bearer."
 """Browsers cannot set headers of a WebSocket: the token comes as the subprotocol "bearer.<token>"."""
 _LENGTH_DIGITS = 18
@@ -102,16 +105,27 @@ class Guard:
         await refusal_answer(refusal)(scope, receive, send)
 
     async def _audited(self, scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
-        """Pass on a request that changes something; its line is on the disk before the caller gets the answer."""
-        body = bytearray()
+        """Pass on a request that changes something; its line is on the disk before the caller gets the answer. If
+        it cannot be written, the answer says what was done, as an error."""
+        body, written = bytearray(), True
 
         async def seen(message: Message) -> None:
+            nonlocal written
             if message["type"] == "http.response.start":
                 text = bytes(body).decode(errors="replace")
-                await run_in_threadpool(self._security.record, "changed", principal, method=scope["method"],
-                                        path=scope["path"], status=message["status"], body=text,
-                                        address=client_address(scope, self._security.settings.proxies))
-            await send(message)
+                try:
+                    await run_in_threadpool(self._security.record, "changed", principal, method=scope["method"],
+                                            path=scope["path"], status=message["status"], body=text,
+                                            address=client_address(scope, self._security.settings.proxies))
+                except (OSError, ConfigError) as error:
+                    _LOG.error("audit_failed", error=str(error), path=scope["path"], status=message["status"],
+                               user=principal.user)
+                    written = False
+                    done = Refused(500, f"the answer was {message['status']}, and what it says holds, but the "
+                                        "audit log cannot be written; the log of the service says why")
+                    await refusal_answer(done)(scope, receive, send)
+            if written:
+                await send(message)
 
         async def kept() -> Message:
             message = await receive()

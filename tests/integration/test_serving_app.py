@@ -198,6 +198,18 @@ def test_only_health_and_readiness_are_open(client: TestClient, bundle: Bundle, 
     assert client.get("/nowhere").status_code == 404
 
 
+def test_an_error_of_our_own_has_the_one_form_of_faults(client: TestClient, body: dict[str, Any],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("serving.explain.ExplainDesk.explain", broken)
+    patient = TestClient(client.app, headers=client.headers, raise_server_exceptions=False)
+    answer = patient.post("/v1/explain", json=body)
+    assert (answer.status_code, list(answer.json())) == (500, ["detail"])
+    assert "secret" not in answer.text
+
+
 def test_bodies_are_bounded(client: TestClient, body: dict[str, Any]) -> None:
     assert client.post("/v1/decide", content=b" " * 300_000).status_code == 413
 

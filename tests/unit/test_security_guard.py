@@ -173,6 +173,17 @@ def test_an_order_is_in_the_log_before_its_answer_and_refusals_follow(tmp_path: 
     assert verify(tmp_path / AUDIT).fault is None
 
 
+def test_an_order_that_cannot_be_logged_is_answered_as_done_and_an_error(tmp_path: Path) -> None:
+    app, security = small_app(folder=tmp_path / "security")
+    assert security.audit is not None
+    log = tmp_path / "security" / AUDIT
+    log.write_bytes(b'{"altered"}\n')
+    answer = client(app).post("/v1/model", json={"source": "x"})
+    assert answer.status_code == 500
+    assert answer.json()["detail"].startswith("the answer was 200, and what it says holds, but the audit log")
+    assert log.read_bytes() == b'{"altered"}\n'
+
+
 def test_a_flood_of_refusals_does_not_fill_the_log(tmp_path: Path) -> None:
     app, security = small_app(folder=tmp_path, rates=RateSettings(refusals_logged="5/minute"))
     assert {client(app, "nobody").post("/v1/decide").status_code for _ in range(30)} == {401}
