@@ -32,7 +32,16 @@ from algospace.errors import ConfigError, InternalError
 from algospace.files import write_text
 from training.config import PHASES, RunConfig, TuningConfig
 from training.ray_session import ray_session
-from training.sweep.config import METRIC, Choice, LogUniform, Quantised, RandInt, TuneConfig, changed
+from training.sweep.config import (
+    METRIC,
+    Choice,
+    LogUniform,
+    Parameter,
+    Quantised,
+    RandInt,
+    TuneConfig,
+    changed,
+)
 from training.sweep.ledger import Ledger, LedgerCallback
 from training.sweep.tables import search_dataset
 from training.sweep.trial import FOLDER_KEY, SHARED, SWEEP, Plan, TeamTrial, prepare_core, train_experts
@@ -233,7 +242,13 @@ def _scheduler(config: TuneConfig) -> Any:
                              reduction_factor=config.asha.reduction)
     if config.scheduler == "none":
         return FIFOScheduler()
-    bounds = {key: parameter for key, parameter in config.space.items() if not isinstance(parameter, Choice)}
+    bounds = {key: parameter for key, parameter in config.space.items()
+              if not isinstance(parameter, Choice | Quantised)}
+
+    def mutations(parameter: Parameter) -> Any:
+        if isinstance(parameter, Choice):
+            return list(parameter.values)
+        return parameter.grid if isinstance(parameter, Quantised) else _domain(parameter)
 
     def within_bounds(values: dict[str, Any]) -> dict[str, Any]:
         """A perturbed value may leave its range: x 1.2 of 0.95 is no discount."""
@@ -242,8 +257,7 @@ def _scheduler(config: TuneConfig) -> Any:
 
     return Population(
         time_attr="training_iteration", perturbation_interval=config.pbt.interval,
-        hyperparam_mutations={key: list(parameter.values) if isinstance(parameter, Choice) else _domain(parameter)
-                              for key, parameter in config.space.items()},
+        hyperparam_mutations={key: mutations(parameter) for key, parameter in config.space.items()},
         quantile_fraction=config.pbt.quantile, resample_probability=config.pbt.resample,
         custom_explore_fn=within_bounds, log_config=False, synch=True)
 

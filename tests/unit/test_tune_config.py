@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.tune.schedulers.pbt import _explore
 
 from algospace.config import parse_config, read_yaml
 from algospace.errors import ConfigError
@@ -12,7 +13,7 @@ from tests.command_line import Runner, runner
 from training.config import RunConfig
 from training.sweep.config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
 from training.sweep.trial import Plan
-from training.tune import _points, _resources, sweep_hash
+from training.tune import _points, _resources, _scheduler, sweep_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -83,6 +84,8 @@ def test_a_bound_that_makes_no_valid_run_is_named(base: RunConfig, parameter: di
     ({"space": {RATE: {"kind": "uniform", "low": 1.0, "high": 0.1}}}, "must be below high"),
     ({"space": {RATE: {"kind": "loguniform", "low": 0.0, "high": 0.1}}}, "must be positive"),
     ({"space": {RATE: {"kind": "normal"}}}, "normal"),
+    ({"space": {RATE: {"kind": "quantised", "low": 0.05, "high": 0.4, "step": 0.1}}}, "low .* multiple of step"),
+    ({"space": {RATE: {"kind": "quantised", "low": 0.1, "high": 0.45, "step": 0.1}}}, "high .* multiple of step"),
     ({"space": {}}, "space"),
     ({"rung": 3}, "unknown key 'rung'"),
     ({"phases": ["rde", "core"]}, r"one of \[core\]"),
@@ -125,6 +128,31 @@ def test_points_are_drawn_from_the_seed_differ_and_keep_their_kinds(base: RunCon
         assert 0.001 <= run.core.mappo.learning_rate.start <= 0.01
         assert (point["core.mappo.clip_param"] / 0.05) % 1.0 == pytest.approx(0.0, abs=1e-6) or (
             point["core.mappo.clip_param"] / 0.05) % 1.0 == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_population_explores_within_the_space_whatever_its_kinds(base: RunConfig) -> None:
+    space = {
+        "core.mappo.epochs": {"kind": "quantised", "low": 2, "high": 10, "step": 2},
+        "core.mappo.clip_param": {"kind": "quantised", "low": 0.1, "high": 0.4, "step": 0.1},
+        "core.mappo.gae_lambda": {"kind": "uniform", "low": 0.5, "high": 0.95},
+        "core.mappo.value_clip": {"kind": "choice", "values": [None, 0.2, 0.4]},
+        "core.mappo.entropy": {"kind": "choice", "values": [0.01, {"start": 0.02, "end": 0.0}]}}
+    tune = sweep(space, scheduler="pbt", trials=4, rungs=3, seed=2)
+    scheduler = _scheduler(tune)
+    seen: dict[str, list[Any]] = {key: [] for key in space}
+    for point in _points(tune, base):
+        for resample in (0.0, 1.0) * 20:
+            explored, _ = _explore(point, scheduler._hyperparam_mutations, resample, (1.2, 0.8),
+                                   scheduler._custom_explore_fn)
+            changed(base, explored)
+            for key, value in explored.items():
+                seen[key].append(value)
+    assert set(seen["core.mappo.epochs"]) == {2, 4, 6, 8, 10}
+    assert all(isinstance(value, int) for value in seen["core.mappo.epochs"])
+    assert {round(value, 9) for value in seen["core.mappo.clip_param"]} == {0.1, 0.2, 0.3, 0.4}
+    assert 0.5 <= min(seen["core.mappo.gae_lambda"]) < max(seen["core.mappo.gae_lambda"]) <= 0.95
+    assert {str(value) for value in seen["core.mappo.value_clip"]} == {"None", "0.2", "0.4"}
+    assert len({str(value) for value in seen["core.mappo.entropy"]}) == 2
 
 
 def test_a_space_smaller_than_its_trials_is_refused(base: RunConfig) -> None:

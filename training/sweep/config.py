@@ -7,6 +7,7 @@ validation split and reported to Ray Tune; *shared* phases are trained once and 
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,6 +96,19 @@ class Quantised(_Range):
         """Whether the values are integers."""
         return all(isinstance(value, int) for value in (self.low, self.high, self.step))
 
+    @property
+    def grid(self) -> list[int | float]:
+        """All values, as Ray Tune computes them."""
+        first, last = round(self.low / self.step), round(self.high / self.step)
+        return [number * self.step for number in range(first, last + 1)]
+
+    @model_validator(mode="after")
+    def _bounds_are_multiples(self) -> Self:
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if not math.isclose(bound / self.step, round(bound / self.step)):
+                raise ValueError(f"{name} ({bound:g}) must be a multiple of step ({self.step:g})")
+        return self
+
 
 Parameter = Annotated[Choice | Uniform | LogUniform | RandInt | Quantised, Field(discriminator="kind")]
 
@@ -108,7 +122,8 @@ class AshaConfig(FrozenConfig):
 
 class PbtConfig(FrozenConfig):
     """Every `interval` rungs the worst `quantile` takes over a better member's team and a changed configuration;
-    a value is drawn anew with probability `resample`, else multiplied by 0.8 or 1.2."""
+    a value is drawn anew with probability `resample`, else multiplied by 0.8 or 1.2; one of a list or of multiples
+    is exchanged for a neighbour."""
 
     interval: int = Field(1, ge=1)
     quantile: float = Field(0.25, gt=0.0, le=0.5)
