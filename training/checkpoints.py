@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: numbered, whole or not at all, the newest good one is found again.
+"""Checkpoints of a training: numbered, whole or not at all, the newest good one is found again.
 
     checkpoint/000040/{rllib/, history.json, files.json}
     checkpoint/000060/...                                  the KEPT newest stay
@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from algospace.files import atomic_directory, sha256_file, write_json
 
 KEPT = 2
 _FILES, _HISTORY, _RLLIB = "files.json", "history.json", "rllib"
-History = list[dict[str, float]]
+History = list[dict[str, Any]]
 
 
 class CheckpointWarning(UserWarning):

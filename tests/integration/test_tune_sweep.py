@@ -1,6 +1,8 @@
 """Sweeps: shared experts, children in MLflow, best by validation only, stopped and started again."""
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,10 @@ import training.sweep.tables as tune_data
 from algospace.config import load_config
 from algospace.errors import ConfigError
 from tests.tune_sweep import RATE, run_tiny, tiny_base, tiny_tune
+from training import checkpoints
+from training.checkpoints import CheckpointWarning
 from training.config import RunConfig
-from training.sweep.trial import Plan, TrialRun
+from training.sweep.trial import FOLDER_KEY, Plan, TeamTrial, TrialRun, forget_weights
 from training.tune import SweepResult, SweepStopped, trials_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -181,6 +185,47 @@ def test_a_trial_restored_under_other_schedules_follows_them(shared: Path, tmp_p
                for group in optimizer.param_groups}
     assert rate == pytest.approx(0.006)  # half-way on its own ramp from 0.002 to 0.01, not the donor's 0.01
     taker.close()
+
+
+def rungs_of(trial: TeamTrial, count: int) -> list[dict[str, Any]]:
+    kept = ("rung", "validation_score", "repeated")
+    return [{name: value for name, value in trial.train().items() if name in kept} for _ in range(count)]
+
+
+@pytest.mark.filterwarnings("ignore::training.checkpoints.CheckpointWarning")
+def test_a_trial_whose_newest_checkpoint_is_damaged_goes_on_from_the_rung_before(shared: Path,
+                                                                                 tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "shared").symlink_to(shared, target_is_directory=True)
+    Plan(folder, tiny_tune(rungs=3), tiny_base()).save()
+    config = {FOLDER_KEY: str(folder), RATE: 0.01}
+    first = TeamTrial(config)
+    with pytest.MonkeyPatch.context() as patch:  # the disk is full at the first rung
+        patch.setattr(checkpoints, "write_json", full_disk)
+        with pytest.warns(CheckpointWarning, match="No space left on device"):
+            whole = rungs_of(first, 1)
+    whole += rungs_of(first, 2)
+    first.stop()
+    (trial,) = (folder / "trials").iterdir()
+    assert sorted(path.name for path in (trial / "checkpoint").iterdir()) == ["000002", "000003"]
+    state = trial / "checkpoint" / "000003" / "rllib" / "algorithm_state.pkl"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.warns(CheckpointWarning, match="algorithm_state.pkl is not what was written"):
+        second = TeamTrial(config)
+    again = rungs_of(second, 3)
+    second.stop()
+    assert [rung.pop("repeated") for rung in again] == [True, True, False]
+    assert again == [{name: rung[name] for name in ("rung", "validation_score")} for rung in whole]
+    forget_weights(trial)
+    assert sorted(path.name for path in trial.iterdir()) == ["lock", "rungs.json"]
+    third = TeamTrial(config)
+    assert [rung["repeated"] for rung in rungs_of(third, 3)] == [True, True, True]
+    third.stop()
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_asha_stops_trials_and_optuna_proposes_them(shared: Path, tmp_path: Path) -> None:

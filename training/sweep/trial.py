@@ -1,13 +1,15 @@
 """One trial of a sweep: train up to the next rung, score on the validation split, save, report.
 
 A trial's result depends on its configuration alone, so its folder is named by the configuration's hash and
-remembers every rung: started again, it repeats what it has reported and trains on from its last rung. Members of a
-PBT population change their configuration and are saved by Ray Tune instead.
+remembers every rung: started again, it repeats what it has reported and trains on from its last rung. Its
+checkpoints are those of `training.checkpoints`, one per rung, so a kill or a full disk spares the one before.
+Members of a PBT population change their configuration and are saved by Ray Tune instead.
 
 sweep/
     plan.json               base run, phases, rungs (this module's input)
     shared/                 tables, phases trained once, and the core's expert columns
-    trials/<hash>/          checkpoint/ (rungs.json, rllib/), own phases and tables where the sweep searches them
+    trials/<hash>/          checkpoint/ while it trains, rungs.json when it is over, own phases and tables where
+                            the sweep searches them
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import torch
 from ray import tune
 
 from algospace.errors import InternalError
-from algospace.files import atomic_directory, write_json
+from algospace.files import write_json
 from algospace.instruments import instrument
 from envs.vector_core import risk_unit_of
+from training.checkpoints import Checkpoint, last_checkpoint, save_checkpoint
 from training.config import PHASES, RunConfig
 from training.dataset import Dataset
 from training.evaluation.validation_parts import scored_part
@@ -39,8 +42,10 @@ from training.mappo.tables import experts_hash
 from training.phases import RUNNERS, PhaseContext, core_experts, core_spec
 from training.sweep.config import TuneConfig, changed
 from training.sweep.tables import open_search, search_dataset
+from training.team_training import save_algorithm
 
 PLAN, RUNGS, SWEEP, SHARED, TRIALS = "plan.json", "rungs.json", "sweep.json", "shared", "trials"
+CHECKPOINT = "checkpoint"
 FOLDER_KEY = "sweep_folder"
 FINAL_STATES = ("finished", "pruned")
 _LOCK_SECONDS = 60.0
@@ -189,8 +194,15 @@ class TrialRun:
 
     def load(self, folder: Path) -> None:
         """Go on from `save`, under this trial's own schedules."""
-        self.rungs = json.loads((folder / RUNGS).read_text())
-        self.algorithm.restore_from_path(str((folder / "rllib").resolve()))
+        self.resume(Checkpoint(folder / "rllib", json.loads((folder / RUNGS).read_text())))
+
+    def resume(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint; InternalError where a trial that is over has kept none."""
+        if checkpoint is None:
+            raise InternalError(f"{self.folder}: this trial is over and its weights are gone; delete the folder "
+                                f"to train it again")
+        self.rungs = checkpoint.history
+        self.algorithm.restore_from_path(str(checkpoint.rllib.resolve()))
 
     def close(self) -> None:
         """Release the algorithm."""
@@ -231,9 +243,7 @@ class TeamTrial(tune.Trainable):
         """Rungs of an earlier start of the same configuration, which no other process may be training."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._folder / "lock")
-        rungs = self._folder / "checkpoint" / RUNGS
-        if rungs.is_file():
-            self._known = json.loads(rungs.read_text())
+        self._known = _rungs(self._folder)
         sweep = self._plan.folder / SWEEP
         known = json.loads(sweep.read_text())["trials"] if sweep.is_file() else {}
         self._final = known.get(self._folder.name, {}).get("state") in FINAL_STATES
@@ -252,8 +262,7 @@ class TeamTrial(tune.Trainable):
         run = self._open()
         rung = run.advance()
         if self._memory:
-            with atomic_directory(self._folder / "checkpoint") as part:
-                run.save(part)
+            save_checkpoint(self._folder / CHECKPOINT, run.rungs, lambda path: save_algorithm(run.algorithm, path))
             self._known = list(run.rungs)
         return rung
 
@@ -261,7 +270,7 @@ class TeamTrial(tune.Trainable):
         if self._run is None:
             self._run = TrialRun(self._plan, self._values, self._folder)
             if self._known:
-                self._run.load(self._folder / "checkpoint")
+                self._run.resume(last_checkpoint(self._folder / CHECKPOINT))
         return self._run
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -314,6 +323,17 @@ def _locked(path: Path) -> TextIO:
             return lock
 
 
+def _rungs(folder: Path) -> list[Rung]:
+    """What a trial has reached, as far as its weights or, where it is over, its record tell."""
+    record = folder / RUNGS
+    if record.is_file():
+        return list(json.loads(record.read_text()))
+    checkpoint = last_checkpoint(folder / CHECKPOINT)
+    return [] if checkpoint is None else checkpoint.history
+
+
 def forget_weights(folder: Path) -> None:
     """Of a trial that is over, keep the rungs."""
-    shutil.rmtree(folder / "checkpoint" / "rllib", ignore_errors=True)
+    if folder.is_dir():
+        write_json(folder / RUNGS, _rungs(folder))
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
