@@ -1,6 +1,7 @@
 """A training run is a function of its seed: whoever samples, whatever is killed, wherever it is continued."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from algospace.errors import BundleError, ConfigError, SchemaError
 from tests.training_market import MarketOnDisk, small_settings
 from training.mappo.algorithm import MAPPO, MAPPOConfig
 from training.mappo.finite import NonFiniteError
+from training.mappo.markets import joint_spec
 from training.mappo.sampling import ShardSampling
 from training.mappo.settings import MAPPOSettings
 from training.team_training import load_team, train_team
@@ -160,6 +162,25 @@ def test_a_killed_runner_changes_nothing(training_market: MarketOnDisk, referenc
         assert_equal_weights(algo.team_weights(), reference[0])
     finally:
         algo.stop()
+
+
+def test_a_joint_run_does_not_go_on_with_another_second_market(training_market: MarketOnDisk,
+                                                              tmp_path: Path) -> None:
+    spec = training_market.core_spec()
+    shared = {name: spec[name] for name in ("seed", "mask_key", "net", "env")}
+
+    def joint(**second: Any) -> MAPPO:
+        return algorithm(joint_spec(shared, [spec, {**spec, **second}], 2), small_settings())
+
+    first = joint()
+    first.train()
+    first.save_to_path(str(tmp_path / "checkpoint"))
+    first.stop()
+    another = "belongs to another run: markets differs"
+    for second, said in ((joint(), None), (joint(stop=spec["stop"] - 64), another)):
+        with pytest.raises(ConfigError, match=said) if said else nullcontext():
+            second.restore_from_path(str(tmp_path / "checkpoint"))
+        second.stop()
 
 
 @pytest.mark.slow

@@ -166,8 +166,10 @@ class MAPPO(PPO):
         """What a checkpoint must share with the run that goes on from it; hyperparameters may change."""
         team, settings = self.config.team, self.mappo_settings
         names = ("kind", "table_hash", "instrument", "start", "stop", "seed", "net", "env", "mirror")
+        markets = [tuple(market[name] for name in ("table_hash", "instrument", "start", "stop"))
+                   for market in team.get("markets", ())]
         return {name: team.get(name) for name in names} | {
-            "num_shards": settings.num_shards, "envs_per_shard": settings.envs_per_shard}
+            "num_shards": settings.num_shards, "envs_per_shard": settings.envs_per_shard, "markets": markets}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue bit for bit."""
@@ -184,7 +186,7 @@ class MAPPO(PPO):
     def _require_same_run(self, own: dict[str, Any]) -> None:
         if "run" not in own:
             raise ConfigError("the checkpoint was written by an earlier version; start the training again")
-        differing = [name for name, value in self._run().items() if own["run"].get(name) != value]
+        differing = [name for name, value in self._run().items() if own["run"].get(name, value) != value]
         if differing:
             raise ConfigError(f"the checkpoint belongs to another run: {', '.join(differing)} "
                               f"{'differs' if len(differing) == 1 else 'differ'}; choose another folder")
