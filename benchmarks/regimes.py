@@ -4,7 +4,7 @@
 
 Trains as the quickstart's phase does, on a market of its own seed, and scores every test seed: linear-probe
 accuracy and NMI against the true regime. Only probes and supervised figures use labels to train, those of the
-training market, all of them the same ones: a probe on 20,000 consecutive windows meets a few regimes only.
+training market, all of them the same ones.
 """
 
 from __future__ import annotations
