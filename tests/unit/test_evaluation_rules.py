@@ -99,6 +99,8 @@ def test_markets_that_training_has_seen_do_not_judge() -> None:
         check(run, (3, 4), Judging(seeds=(3,)))
     with pytest.raises(ConfigError, match="training seeds must differ"):
         check(run, (2, 2), JUDGING)
+    with pytest.raises(ConfigError, match="training seed 501 is the validation market"):
+        check(run, (1, 501), JUDGING)
     with pytest.raises(ConfigError, match="no solved limit"):
         check(run, (), Judging(scenario="session"))
     with pytest.raises(ConfigError, match="unknown scenario"):
