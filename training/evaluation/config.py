@@ -119,7 +119,7 @@ def check(run: RunConfig, train_seeds: tuple[int, ...], judging: Judging) -> Non
         raise ConfigError(f"judging seed {both[0]} is a training or validation market of '{run.name}'; choose "
                           "seeds that no training has seen")
     if market.validation_seed in train_seeds:
-        raise ConfigError(f"training seed {market.validation_seed} is the validation market of '{run.name}'; train "
-                          "on others, or move market.synthetic.validation_seed")
+        raise ConfigError(f"training seed {market.validation_seed} is the validation market of '{run.name}'; "
+                          "train on others, or move market.synthetic.validation_seed")
     if len(set(train_seeds)) < len(train_seeds):
         raise ConfigError(f"training seeds must differ, got {train_seeds}")
