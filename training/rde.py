@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.files import atomic_directory, atomic_path, sha256_file, write_json
 from algospace.seeding import stream_key
 from algospace.types import BoolArray, Float32Array, IntArray
+from training.checkpoints import CheckpointWarning
 from training.ray_session import own_errors
 from training.rde_learner import RDELearner, rde_batch, rde_module_spec
 
@@ -185,8 +188,15 @@ class _Run:
         if self.checkpoint is None:
             return
         learner = _each(self.group, lambda learner: learner.training_state())[0]
-        with atomic_path(self.checkpoint) as part:
-            torch.save({"identity": self.identity, "learner": learner, "progress": vars(state)}, part)
+        written = io.BytesIO()  # torch reports a full disk as a RuntimeError
+        torch.save({"identity": self.identity, "learner": learner, "progress": vars(state)}, written)
+        try:
+            with atomic_path(self.checkpoint) as part:
+                part.write_bytes(written.getbuffer())
+        except OSError as error:
+            warnings.warn(f"checkpoint {self.checkpoint} could not be written ({error.strerror or error}); the "
+                          f"one before it is intact; training goes on and tries again after the next epoch: make "
+                          f"room", CheckpointWarning, stacklevel=2)
 
     def _restore(self) -> _Progress:
         if self.checkpoint is None or not self.checkpoint.exists():

@@ -1,5 +1,7 @@
 """Training of the regime engine: it learns, repeats itself, stops early, resumes, and refuses bad input."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from agents.regime import RegimeNet
 from agents.settings import RegimeConfig
 from algospace.errors import BundleError, ConfigError, SchemaError
 from algospace.types import Float32Array, IntArray
+from training.checkpoints import CheckpointWarning
 from training.mappo.finite import NonFiniteError
 from training.rde import RDEResult, _Run, column_scale, load_rde, regime_vectors, save_rde, train_rde, window_ends
 from training.rde_report import rde_report
@@ -250,3 +253,27 @@ def test_a_learning_rate_that_blows_the_network_up_is_said() -> None:
     wild = TINY.model_copy(update={"learning_rate": 1e6})
     with pytest.raises(NonFiniteError, match=r"lower rde\.learning_rate"):
         train_rde(two_regimes()[0], TRAIN, VALIDATION, wild, seed=1)
+
+
+def test_a_full_disk_does_not_stop_training_and_spares_the_checkpoint_before(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, checkpoint = two_regimes()[0], tmp_path / "checkpoint.pt"
+    contents: list[bytes] = []
+    write = Path.write_bytes
+
+    def fills_up(path: Path, data: Any) -> int:
+        if len(contents) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        if checkpoint.exists():
+            contents.append(checkpoint.read_bytes())
+
+    whole = train_rde(rows, TRAIN, VALIDATION, TINY, seed=1)
+    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    with pytest.warns(CheckpointWarning, match=r"No space left on device.*the one before it is intact"):
+        filled = train_rde(rows, TRAIN, VALIDATION, TINY, seed=1, log=log, checkpoint=checkpoint)
+    assert contents[0] == contents[1] != contents[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert np.array_equal(weights(filled.net), weights(whole.net))
