@@ -17,6 +17,8 @@ from algospace.analysis.overfitting import (
     random_p_value,
 )
 from algospace.instruments import instrument
+from training.walk_forward.contenders import TEAM
+from training.walk_forward.report import verdict
 from training.walk_forward.statistics import (
     Days,
     Judgement,
@@ -141,6 +143,17 @@ def test_overfitting_leaves_out_who_never_trades() -> None:
     assert found["pbo"] < 0.1
     assert overfitting({"good": contenders["good"], "idle": contenders["idle"]}, 10)["pbo"] is None
     assert overfitting({name: series(days.profit[:15]) for name, days in contenders.items()}, 10)["pbo"] is None
+
+
+def test_a_test_of_a_single_day_proves_nothing_and_says_so() -> None:
+    figures = {**judge(series([250.0]), RULE), "trades": 1, "windows": [250.0], "windows_won": 1}
+    document: dict[str, Any] = {
+        "joined": dict.fromkeys(TEAM, figures), "currency": "USD", "trials": 1,
+        "against": {team: {} for team in TEAM}, "random": {team: {} for team in TEAM},
+        "overfitting": {"pbo": None}}
+    assert verdict(document)[0] == (
+        "The policy made 250 USD after costs in 1 trades, 1 of 1 tests with a profit; too few days for an interval: "
+        "no edge is proven.")
 
 
 def test_days_of_a_year_are_the_sessions() -> None:

@@ -155,11 +155,9 @@ def _sentences(document: Mapping[str, Any], team: str, title: str) -> list[str]:
     if not figures["trades"] and figures["net"] == 0.0:
         return [f"{title} did not trade in any of the {len(figures['windows'])} tests."]
     net, low, high = figures["net"], figures["net_low"], figures["net_high"]
-    sure = low > 0.0 or high < 0.0
     lines = [f"{title} {'made' if net > 0.0 else 'lost'} {abs(net):,.0f} {currency} after costs in "
              f"{figures['trades']:,} trades, {figures['windows_won']} of {len(figures['windows'])} tests with a "
-             f"profit; 95 % interval {low:,.0f} to {high:,.0f}"
-             + ("." if sure else ", which holds zero: no edge is proven.")]
+             f"profit; {_certainty(low, high)}"]
     ahead = [name for name, other in document["against"][team].items() if other["matched"]["net"] > 0.0]
     surely = [name for name, other in document["against"][team].items()
               if other["matched"]["net"] > 0.0 and other["matched"]["sure"]]
@@ -172,6 +170,13 @@ def _sentences(document: Mapping[str, Any], team: str, title: str) -> list[str]:
             lines.append(f"Against {found['seeds']} random traders of the same turnover ({kind}): p = "
                          f"{found['p_sharpe']:.3f} by Sharpe ratio.")
     return lines
+
+
+def _certainty(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "too few days for an interval: no edge is proven."
+    sure = low > 0.0 or high < 0.0
+    return f"95 % interval {low:,.0f} to {high:,.0f}" + ("." if sure else ", which holds zero: no edge is proven.")
 
 
 def _listed(names: Sequence[str]) -> str:
