@@ -39,7 +39,11 @@ class LogSettings(FrozenConfig):
 
 
 def configure_logs(settings: LogSettings) -> None:
-    """Every structlog event of this process goes to stderr, one per line, from now on."""
+    """Every structlog event of this process goes to its own stderr, one per line, from now on.
+
+    Not to sys.stderr, nor by print: in a replica both are Serve's, which takes each line for news of level INFO
+    and drops it.
+    """
     render: Any = structlog.processors.JSONRenderer() if settings.format == "json" else (
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback))
     faults = [_TRACEBACKS] if settings.format == "json" else []
@@ -47,7 +51,8 @@ def configure_logs(settings: LogSettings) -> None:
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
                     structlog.processors.TimeStamper(fmt="iso", utc=True), *faults, blot_secrets, render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr), cache_logger_on_first_use=False)
+        logger_factory=lambda *_: structlog.WriteLogger(sys.__stderr__ or sys.stderr),
+        cache_logger_on_first_use=False)
 
 
 def blot_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -66,7 +66,8 @@ def table() -> MarketTable:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     bundle = random_bundle(folder / "bundle")
-    (folder / "serve.yaml").write_text(f"app: {{security: {{folder: {folder / 'security'}}}}}\n")
+    (folder / "serve.yaml").write_text(
+        f"app: {{security: {{folder: {folder / 'security'}}}, service: {{log_requests: all}}}}\n")
     mark = f"{os.getpid()}-{time.time_ns()}"
     process = command("serve", "--bundle", bundle.directory, "--config", folder / "serve.yaml", "--json",
                       "--seconds", "300", **{_STARTED_WITH: mark, "ALGOSPACE_TOKEN": TOKEN})
@@ -115,6 +116,19 @@ def test_nobody_says_himself_where_he_calls_from(service: Service) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [line["address"] for line in refused] == ["127.0.0.1"]
+
+
+def test_the_log_of_a_replica_is_where_ray_keeps_what_its_processes_say(service: Service) -> None:
+    with urllib.request.urlopen(f"{service.url}/v1/health", timeout=10) as answer:
+        trace = answer.headers["x-trace-id"]
+    (session,) = Path("/tmp/ray").glob(f"session_*_{service.process.pid}")
+    deadline = time.monotonic() + 10
+    while not (found := [line for file in (session / "logs").glob("worker-*.err")
+                         for line in file.read_text().splitlines() if trace in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (line,) = map(json.loads, found)
+    assert (line["event"], line["path"], line["status"]) == ("request", "/v1/health", 200)
 
 
 def test_the_proxy_is_haproxy_and_nothing_is_left_after_an_interrupt(service: Service) -> None:

@@ -32,27 +32,27 @@ def _as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    captured = capsys.readouterr()
+def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    captured = capfd.readouterr()
     assert captured.out == ""
     return [json.loads(line) for line in captured.err.splitlines()]
 
 
-def test_a_decision_is_one_line_of_json_with_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_decision_is_one_line_of_json_with_its_trace(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogSettings(decisions=1.0))
     log_decision(LogSettings(decisions=1.0), DECISION)
-    (line,) = lines(capsys)
+    (line,) = lines(capfd)
     assert line.pop("timestamp").endswith("Z")
     assert line == {"event": "decision", "level": "info", "trace_id": "t" * 32, "instrument": "ES",
                     "verdict": "REJECT", "reason": "LOW_CONFIDENCE", "direction": 1, "confidence": 0.123457,
                     "model": "ab" * 6, "latency_ms": 1.235}
 
 
-def test_orders_are_always_logged_unless_nothing_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_orders_are_always_logged_unless_nothing_is(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogSettings())
     for share, expected in ((0.0, 0), (1e-9, 1)):
         log_decision(LogSettings(decisions=share), DECISION | {"verdict": "EXECUTE"})
-        assert len(lines(capsys)) == expected
+        assert len(lines(capfd)) == expected
 
 
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.9])
@@ -74,16 +74,16 @@ def test_a_larger_share_holds_the_smaller_ones_sample(trace_id: str, one: float,
     {"inner": {"deep": {"password": "hunter2"}}}, {"many": [{"client_secret": "hunter2"}]},
     {"key": "-----BEGIN PRIVATE KEY-----"},
 ])
-def test_secrets_are_blotted_out(capsys: pytest.CaptureFixture[str], fields: dict[str, Any]) -> None:
+def test_secrets_are_blotted_out(capfd: pytest.CaptureFixture[str], fields: dict[str, Any]) -> None:
     configure_logs(LogSettings())
     structlog.get_logger().warning("something", **fields)
-    text = capsys.readouterr().err
+    text = capfd.readouterr().err
     assert "***" in text
     assert "hunter2" not in text
     assert "BEGIN" not in text
 
 
-def test_levels_tracebacks_and_long_texts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels_tracebacks_and_long_texts(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogSettings(level="warning"))
     log = structlog.get_logger()
     log.info("not shown")
@@ -91,7 +91,7 @@ def test_levels_tracebacks_and_long_texts(capsys: pytest.CaptureFixture[str]) ->
         raise ValueError("what went wrong")
     except ValueError:
         log.exception("failed", body="x" * 100_000)
-    (line,) = lines(capsys)
+    (line,) = lines(capfd)
     assert len(line["body"]) == 2000
     assert "what went wrong" in json.dumps(line)
 
@@ -114,7 +114,7 @@ def failing(inputs: Any) -> Any:
 @pytest.mark.parametrize("how", ["json", "console", "command line"])
 @pytest.mark.parametrize("path", ["/v1/decide", "/v1/decide/batch"])
 def test_a_failing_decisions_log_holds_nothing_of_the_body(client: TestClient, path: str, how: Any,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
+                                                           capfd: pytest.CaptureFixture[str]) -> None:
     if how == "command line":
         structlog.reset_defaults()
         log_to_stderr()
@@ -129,7 +129,7 @@ def test_a_failing_decisions_log_holds_nothing_of_the_body(client: TestClient, p
     schema = {"schema_hash": bundle.manifest.schema_hash}
     body = row | schema if path == "/v1/decide" else schema | {"rows": [row]}
     assert client.post(path, json=body).status_code == 500
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     text = captured.err + captured.out
     assert "decision_failed" in text
     assert "ZeroDivisionError" in text
