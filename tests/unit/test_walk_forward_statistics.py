@@ -152,8 +152,8 @@ def test_a_test_of_a_single_day_proves_nothing_and_says_so() -> None:
         "against": {team: {} for team in TEAM}, "random": {team: {} for team in TEAM},
         "overfitting": {"pbo": None}}
     assert verdict(document)[0] == (
-        "The policy made 250 USD after costs in 1 trades, 1 of 1 tests with a profit; too few days for an interval: "
-        "no edge is proven.")
+        "The policy made 250 USD after costs in 1 trades, 1 of 1 tests with a profit; too few days for an "
+        "interval: no edge is proven.")
 
 
 def test_days_of_a_year_are_the_sessions() -> None:
