@@ -295,8 +295,7 @@ def _finish(plan: Plan, ledger: Ledger, config_hash: str) -> SweepResult:
         raise InternalError(f"no trial reached its end; the first error: {next(filter(None, errors), 'none')}")
     key, trial = best
     score = float(trial["rungs"][-1][METRIC])
-    tuning = TuningConfig(sweep=plan.tune.name, config_hash=config_hash, trials=ledger.tried(),
-                          sharpes=ledger.sharpes())
+    tuning = _tuning(plan, config_hash, ledger.tried(), ledger.sharpes())
     config = changed(plan.base, trial["changes"]).model_copy(update={"tuning": tuning})
     path = plan.folder / BEST
     write_text(path, f"# Best of {tuning.trials} trials of sweep '{plan.tune.name}': {METRIC} {score:.4f}.\n"
@@ -307,3 +306,12 @@ def _finish(plan: Plan, ledger: Ledger, config_hash: str) -> SweepResult:
     ledger.tracker.artifact(ledger.path)
     return SweepResult(plan.folder, key, score, path, tuple(ledger.trials.values()), tuning.trials,
                        ledger.tracker.run_id)
+
+
+def _tuning(plan: Plan, config_hash: str, tried: int, sharpes: tuple[float, ...]) -> TuningConfig:
+    """What the best configuration says of its choice. A base that was itself the best of a sweep brings that one's
+    trials along: all of them were tried before this configuration was found."""
+    before = plan.base.tuning
+    if before is not None:
+        tried, sharpes = tried + before.trials, (*before.sharpes, *sharpes)
+    return TuningConfig(sweep=plan.tune.name, config_hash=config_hash, trials=tried, sharpes=sharpes)

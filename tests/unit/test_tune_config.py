@@ -13,7 +13,7 @@ from tests.command_line import Runner, runner
 from training.config import RunConfig
 from training.sweep.config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
 from training.sweep.trial import Plan
-from training.tune import _points, _resources, _scheduler, sweep_hash
+from training.tune import _points, _resources, _scheduler, _tuning, sweep_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -158,6 +158,13 @@ def test_a_population_explores_within_the_space_whatever_its_kinds(base: RunConf
 def test_a_space_smaller_than_its_trials_is_refused(base: RunConfig) -> None:
     with pytest.raises(ConfigError, match="only 2 different configurations"):
         _points(sweep({"core.mappo.epochs": {"kind": "choice", "values": [1, 2]}}, trials=3), base)
+
+
+def test_a_sweep_on_the_best_of_another_counts_the_trials_of_both(base: RunConfig) -> None:
+    first = _tuning(Plan(Path(), sweep(), base), "a", 12, (0.1, 0.2))
+    assert (first.trials, first.sharpes) == (12, (0.1, 0.2))
+    second = _tuning(Plan(Path(), sweep(), base.model_copy(update={"tuning": first})), "b", 5, (0.3,))
+    assert (second.config_hash, second.trials, second.sharpes) == ("b", 17, (0.1, 0.2, 0.3))
 
 
 def test_a_sweep_is_another_where_its_trials_or_their_score_are(base: RunConfig) -> None:
