@@ -43,16 +43,27 @@ def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"} | environment)
 
 
-def descendants(mark: str) -> list[str]:
-    """Command lines of live processes that carry `mark` in their environment."""
+def processes(mark: str) -> list[str]:
+    """Ids of live processes that carry `mark` in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             if mark.encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
+                found.append(entry.name)
         except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def descendants(mark: str) -> list[str]:
+    """Command lines of those."""
+    found = []
+    for process in processes(mark):
+        try:
+            found.append(Path("/proc", process, "cmdline").read_text().replace("\0", " "))
+        except OSError:  # gone
             continue
     return [line for line in found if line]
 
@@ -121,10 +132,11 @@ def test_nobody_says_himself_where_he_calls_from(service: Service) -> None:
 def test_the_log_of_a_replica_is_where_ray_keeps_what_its_processes_say(service: Service) -> None:
     with urllib.request.urlopen(f"{service.url}/v1/health", timeout=10) as answer:
         trace = answer.headers["x-trace-id"]
-    (session,) = Path("/tmp/ray").glob(f"session_*_{service.process.pid}")
+    errors = {os.readlink(f"/proc/{process}/fd/2") for process in processes(service.mark)}
+    files = [Path(name) for name in errors if name.endswith(".err")]
+    assert {file.parent.name for file in files} == {"logs"}
     deadline = time.monotonic() + 10
-    while not (found := [line for file in (session / "logs").glob("worker-*.err")
-                         for line in file.read_text().splitlines() if trace in line]):
+    while not (found := [line for file in files for line in file.read_text().splitlines() if trace in line]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (line,) = map(json.loads, found)
