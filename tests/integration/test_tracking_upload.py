@@ -71,6 +71,34 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert "no config.yaml" in err
 
 
+def _walk_forward(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"walk_forward": {"windows": 5}}))
+
+
+def _sweep(folder: Path) -> None:
+    tracking = yaml.safe_load((folder / "config.yaml").read_text())["tracking"]
+    (folder / "plan.json").write_text(json.dumps({"tune": {}, "base": {"tracking": tracking}}))
+    (folder / "config.yaml").unlink()
+
+
+def _evaluation(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+
+
+@pytest.mark.parametrize("kind", [_walk_forward, _sweep, _evaluation])
+def test_the_history_of_whatever_keeps_one_can_be_uploaded(
+        kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    store = offline(tmp_path)
+    kind(tmp_path)
+    code, _, err = call(monkeypatch, capsys, tmp_path)
+    assert ("give its store with --uri" if kind is _evaluation else store) in err
+    assert code == (2 if kind is _evaluation else 1)
+    code, out, _ = call(monkeypatch, capsys, tmp_path, "--uri", f"sqlite:///{tmp_path / 'later.db'}")
+    assert code == 0
+    assert "operations uploaded" in out
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_whole_pipeline_without_mlflow_is_uploaded_later(

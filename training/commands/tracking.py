@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from algospace.config import parse_config, read_yaml
 from algospace.errors import AlgoSpaceError, ConfigError
 
 tracking = typer.Typer(no_args_is_help=True, help="The history of runs in MLflow.")
@@ -16,27 +17,38 @@ class TrackingError(AlgoSpaceError):
     """MLflow cannot be reached; nothing was lost."""
 
 
+def _kept_settings(folder: Path) -> dict[str, Any] | None:
+    """The section `tracking` of a run, a walk-forward or a sweep."""
+    for name, sections in (("config.yaml", ()), ("plan.json", ("base",))):
+        if (folder / name).is_file():
+            values = read_yaml(folder / name)  # JSON is YAML
+            for section in sections:
+                values = values[section]
+            return dict(values.get("tracking", {}))
+    return None
+
+
 @tracking.command("upload")
 def upload(
-    run_dir: Annotated[Path, typer.Argument(help="a run's folder")],
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run, a sweep, a walk-forward or an evaluation")],
     uri: Annotated[str | None, typer.Option("--uri", help="MLflow store; default: the run's own setting")] = None,
 ) -> None:
     """Upload the history that a run kept in its folder while MLflow could not be reached; again is harmless.
 
     Example: algospace tracking upload runs/es --uri http://mlflow:5000
     """
-    from algospace.config import load_config
-    from training.config import RunConfig
-    from training.tracking import SPOOL, replay_spool
+    from training.tracking import SPOOL, TrackingConfig, replay_spool
     from training.tracking_store import FAULTS
 
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        raise ConfigError(f"{run_dir}: not a run's folder (no config.yaml); give the folder of a run")
-    settings = load_config(RunConfig, config).tracking
-    if uri is not None:
-        settings = settings.model_copy(update={"uri": uri})
     spool = run_dir / SPOOL
+    kept = _kept_settings(run_dir)
+    if kept is None and not spool.is_file():
+        raise ConfigError(f"{run_dir}: not a run's folder (no config.yaml); give the folder of a run")
+    if kept is None and uri is None:  # an evaluation's folder holds no configuration
+        raise ConfigError(f"{run_dir}: no configuration here says where its history belongs; give its store with "
+                          f"--uri")
+    settings = parse_config(TrackingConfig, {**(kept or {}), **({} if uri is None else {"uri": uri})},
+                            source=str(run_dir))
     if not spool.is_file():
         typer.echo(f"{run_dir}: nothing waits to be uploaded")
         return
