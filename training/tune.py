@@ -156,10 +156,18 @@ def _refuse_other(folder: Path, config_hash: str) -> None:
                           f"new folder with --run-dir, or the configuration it was started with")
 
 
+def _refuse_other_data(folder: Path, data_hash: str) -> None:
+    path = folder / SWEEP
+    if path.is_file() and json.loads(path.read_text()).get("data_hash", data_hash) != data_hash:
+        raise ConfigError(f"{folder}: the bars have changed since this sweep was started, so its scores cannot be "
+                          f"compared with new ones; restore them, or give a new folder with --run-dir")
+
+
 def _prepare_shared(plan: Plan, say: Callable[[str], None]) -> None:
     """Tables, the phases that are not searched, and the core's expert columns: once for all trials."""
     shared = plan.folder / SHARED
     dataset = search_dataset(plan.base, shared, say)
+    _refuse_other_data(plan.folder, dataset.data_hash)
     before = PHASES[: PHASES.index(plan.tune.phases[0])]
     if before:
         say(f"shared by all trials: {', '.join(before)}")

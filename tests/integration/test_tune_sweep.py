@@ -20,8 +20,9 @@ from tests.tune_sweep import RATE, run_tiny, tiny_base, tiny_tune
 from training import checkpoints
 from training.checkpoints import CheckpointWarning
 from training.config import RunConfig
+from training.sweep.ledger import Ledger
 from training.sweep.trial import FOLDER_KEY, Plan, TeamTrial, TrialRun, forget_weights
-from training.tune import SweepResult, SweepStopped, trials_of
+from training.tune import SweepResult, SweepStopped, _refuse_other_data, trials_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -131,6 +132,18 @@ def test_another_sweep_in_the_same_folder_is_refused(finished: SweepResult) -> N
         with pytest.raises(ConfigError, match="holds a sweep with another configuration"):
             run_tiny(finished.folder, None, tune, base)
     assert sweep_json(finished.folder) == before
+
+
+def test_a_sweep_does_not_go_on_with_other_bars(shared: Path, tmp_path: Path) -> None:
+    """Scores on other rows are no scores of the same sweep, though nothing in its configuration has changed."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "shared").symlink_to(shared, target_is_directory=True)
+    _refuse_other_data(folder, "new")  # nothing has begun
+    ledger = Ledger(Plan(folder, tiny_tune(), tiny_base("tracking.enabled=false")), "hash", lambda _: None)
+    _refuse_other_data(folder, ledger.document["data_hash"])
+    with pytest.raises(ConfigError, match="the bars have changed since this sweep was started"):
+        _refuse_other_data(folder, "new")
 
 
 def test_a_stopped_sweep_goes_on(finished: SweepResult, shared: Path, tmp_path: Path,

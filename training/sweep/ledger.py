@@ -13,7 +13,8 @@ from ray.tune import Callback
 
 from algospace.files import write_json
 from training.sweep.config import METRIC
-from training.sweep.trial import FINAL_STATES, SWEEP, TRIALS, Plan, Rung, forget_weights
+from training.sweep.tables import open_search
+from training.sweep.trial import FINAL_STATES, SHARED, SWEEP, TRIALS, Plan, Rung, forget_weights
 from training.tracking import PhaseRun, Tracker
 
 _NUMBERS = (METRIC, "sharpe_per_bar", "exposure", "turnover")
@@ -31,7 +32,8 @@ class Ledger:
         self.path = plan.folder / SWEEP
         known = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.document: dict[str, Any] = known or {
-            "name": plan.tune.name, "config_hash": config_hash, "mlflow_run_id": "", "trials": {}}
+            "name": plan.tune.name, "config_hash": config_hash, "mlflow_run_id": "", "trials": {},
+            "data_hash": open_search(plan.folder / SHARED).data_hash}
         self._runs: dict[str, PhaseRun] = {}
         base = plan.base
         self.tracker = Tracker.open(base.tracking, plan.folder, plan.tune.name, plan.tune.model_dump(mode="json"),
