@@ -53,7 +53,9 @@ def save_checkpoint(folder: Path, history: History, write: Callable[[Path], None
                       f"goes on and tries again after the next iteration: make room", CheckpointWarning,
                       stacklevel=2)
         return False
-    for old in _numbered(folder)[:-KEPT]:
+    written = _numbered(folder)
+    good = [path for path in written if path.name <= target.name]  # one with a higher number was passed over
+    for old in (*good[:-KEPT], *written[len(good):], *folder.glob(".*.part")):  # and parts are of killed writers
         shutil.rmtree(old, ignore_errors=True)
     return True
 

@@ -86,6 +86,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
         assert content(tmp_path) == "at 1"
 
 
+def test_what_is_damaged_or_unfinished_takes_no_good_checkpoints_place(tmp_path: Path) -> None:
+    for iterations in (2, 4, 6):
+        save(tmp_path, iterations)
+    (tmp_path / "000006" / "rllib" / "state.pkl").write_text("torn")
+    (tmp_path / ".000007.abc.part").mkdir()  # killed while writing, again and again on a spot machine
+    with pytest.warns(CheckpointWarning, match="000006"):
+        assert content(tmp_path) == "at 4"
+    save(tmp_path, 5)  # the run that went on from there is ended early
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000004", "000005"]
+
+
 def test_both_signals_are_noted_and_the_second_interrupt_is_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
