@@ -25,6 +25,7 @@ from training.dataset import Split
 
 _SERVE_SWITCHES = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _DECISION_CALLS = 5
+_UNIT = ("baselines", "bayes_limit", "fraction_of_limit", "fractions", "bars")
 
 
 def run_quickstart(run_dir: Path, config_file: Path | None, overrides: list[str]) -> dict[str, Any]:
@@ -74,14 +75,12 @@ def decide_over_http(bundle: Bundle, split: Split) -> dict[str, Any]:
 
 def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, Any],
              seconds: dict[str, float]) -> dict[str, Any]:
-    unit = done.unit
+    unit = done.unit or {"policy": {}}  # a market without a solved limit has no unit run
     full_run = done.report["policy"]
-    policy = {**unit["policy"], "net_pnl": full_run["net_pnl"]}
+    scores = {name: unit[name] for name in _UNIT if name in unit}
     return {
         "phases": {name: phase["metrics"] for name, phase in phases.items()},
-        "backtest": {"policy": policy, "baselines": unit["baselines"], "bayes_limit": unit["bayes_limit"],
-                     "fraction_of_limit": unit["fraction_of_limit"], "fractions": unit["fractions"],
-                     "bars": unit["bars"], "full_run": full_run},
+        "backtest": {"policy": {**unit["policy"], "net_pnl": full_run["net_pnl"]}, **scores, "full_run": full_run},
         "gate": {name: value for name, value in done.report["gate"].items() if not isinstance(value, dict)},
         "bundle": str(done.bundle.directory), "decision": decision, "seconds": seconds,
     }
@@ -89,15 +88,8 @@ def _summary(phases: dict[str, dict[str, Any]], done: Any, decision: dict[str, A
 
 def _print(console: Console, summary: dict[str, Any], run_dir: Path, report: Path) -> None:
     backtest = summary["backtest"]
-    table = Table(title=f"Unit run on test markets {', '.join(backtest['fractions'])} (ticks per bar, noise-free)")
-    for heading in ("", "score", "of the limit", "in the market", "trades"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    limit = backtest["bayes_limit"]
-    rows = [("policy", backtest["policy"]), *backtest["baselines"].items(), ("Bayes limit", limit)]
-    for name, figures in rows:
-        table.add_row(name, f"{figures['score']:.3f}", f"{figures['score'] / limit['score']:.0%}",
-                      f"{figures['exposure']:.0%}", f"{figures['trades']:,.0f}")
-    console.print(table)
+    if "bayes_limit" in backtest:
+        console.print(_unit_table(backtest))
     full_run, gate = backtest["full_run"], summary["gate"]
     promise = "kept on validation" if gate["promise_kept"] else "kept by no threshold, so nothing passes"
     console.print(f"full run (brackets, M-RMS, gate): {full_run['trades']} trades, net {full_run['net_pnl']:,.0f} "
@@ -108,3 +100,17 @@ def _print(console: Console, summary: dict[str, Any], run_dir: Path, report: Pat
     console.print(f"summary: {run_dir / 'summary.json'}   report: {report}   "
                   f"MLflow: mlflow ui --backend-store-uri sqlite:///{run_dir / 'mlflow.db'}")
     console.print(f"total {summary['seconds']['total']:.0f} s")
+
+
+def _unit_table(backtest: dict[str, Any]) -> Table:
+    """Every contender's score beside the limit, which is nothing on a martingale."""
+    table = Table(title=f"Unit run on test markets {', '.join(backtest['fractions'])} (ticks per bar, noise-free)")
+    for heading in ("", "score", "of the limit", "in the market", "trades"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    limit = backtest["bayes_limit"]
+    rows = [("policy", backtest["policy"]), *backtest["baselines"].items(), ("Bayes limit", limit)]
+    for name, figures in rows:
+        share = f"{figures['score'] / limit['score']:.0%}" if limit["score"] > 0.0 else "-"
+        table.add_row(name, f"{figures['score']:.3f}", share, f"{figures['exposure']:.0%}",
+                      f"{figures['trades']:,.0f}")
+    return table

@@ -1,6 +1,7 @@
 """Reports name the markets they were made on; only `algospace evaluate`, which checks it, calls any unseen."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,3 +51,23 @@ def test_the_quickstart_names_its_markets(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "test markets 701, 702" in printed
     assert "unseen" not in printed
+
+
+@pytest.mark.parametrize("limit", [None, 0.0, 2.0])
+def test_the_quickstart_ends_on_markets_without_a_limit_too(limit: float | None,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """`session` has no solved limit, and a martingale's earns nothing."""
+    figures = {"score": 1.0, "exposure": 0.5, "trades": 3.0}
+    unit = None if limit is None else {
+        "policy": figures, "baselines": {}, "bayes_limit": figures | {"score": limit}, "fraction_of_limit": None,
+        "fractions": {"701": None}, "bars": 10}
+    report = {"policy": {"trades": 1, "net_pnl": 2.0}, "gate": {"promise_kept": True, "threshold": 0.5}}
+    done = SimpleNamespace(unit=unit, report=report, bundle=SimpleNamespace(directory="bundle"))
+    decision = {"bar": "", "verdict": "", "reason": "", "confidence": 0.5, "latency_ms": 1.0}
+    summary = quickstart._summary({}, done, decision, {"total": 1.0})
+    quickstart._print(Console(width=200), summary, Path("run"), Path("report"))
+    printed = capsys.readouterr().out
+    assert "full run (brackets, M-RMS, gate): 1 trades" in printed
+    assert ("Bayes limit" in printed) == (limit is not None)
+    assert ("50%" in printed) == (limit is not None)
+    assert ("of the limit" in printed) == (limit is not None)
