@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +31,7 @@ from algospace.errors import ConfigError, InternalError
 from serving.accepting import accept_many
 from serving.app import create_app
 from serving.auth import token_digest
-from serving.ending import end_process, haproxy_processes, shut_serve
+from serving.ending import end_all, end_process, haproxy_processes, ray_processes, shut_serve, sigterm_exits
 from serving.hub_actor import close_hub, open_hub
 from serving.hub_link import HubLink
 from serving.logs import configure_logs
@@ -47,7 +48,6 @@ _RETRIED_BYTES = 65_536
 _REPLICA_PORT_RANGE = (10_240, 32_768)
 _MOST_CONNECTIONS = 20_000
 _OTHER_FILES = 200
-
 
 SERVE_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -185,11 +185,21 @@ def free_ports(count: int) -> int:
 class RunningService:
     """A started service. Use as a context manager, or call `stop`."""
 
-    def __init__(self, url: str, token: str, model: str, owns_ray: bool, scratch: Path | None,
-                 before: dict[str, str | None]) -> None:
+    def __init__(self, url: str, token: str, model: str, owns_ray: bool) -> None:
         self.url, self.token, self.model = url, token, model
-        self._owns_ray, self._scratch, self._before = owns_ray, scratch, before
-        self._stopped = False
+        self._owns_ray, self._stopped = owns_ray, False
+        self._scratch: Path | None = None
+        self._before: dict[str, str | None] = {}
+
+    def start_ray(self, cpus: int) -> None:
+        """A local Ray instance in an environment of its own; `stop` ends it, however far this has come."""
+        import ray
+
+        with sigterm_exits():
+            self._scratch = _scratch_directory()
+            self._before = _set_environment(serve_environment(self._scratch) | {"RAY_AUTH_MODE": _auth_mode()})
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                     logging_level="ERROR", namespace="serve")
 
     def stop(self) -> None:
         """End Serve, and Ray if it was started for this service; no process of theirs is left. Idempotent."""
@@ -208,6 +218,8 @@ class RunningService:
                 ray.shutdown()
             for pid in proxies:
                 end_process(pid)
+            if self._scratch:
+                end_all(partial(ray_processes, self._scratch))
             self._restore_environment()
 
     def _restore_environment(self) -> None:
@@ -245,20 +257,16 @@ def start_service(source: Path | str, token: str, port: int | None = None,
     Security(security, make_authenticator(security, token_digest(token)))  # Serve would try replicas for minutes
     import ray
 
-    owns_ray, scratch = not ray.is_initialized(), None
+    owns_ray = not ray.is_initialized()
     wanted = settings.replicas * settings.cpus_per_replica
     if owns_ray and wanted > settings.cluster_cpus:  # Serve would wait for ever
         raise ConfigError(f"{settings.replicas} replicas of cpus_per_replica = {settings.cpus_per_replica:g} take "
                           f"{wanted:g} CPUs, Ray is started with cluster_cpus = {settings.cluster_cpus}; raise "
                           "that in the settings, or ask for fewer replicas")
-    before: dict[str, str | None] = {}
-    if owns_ray:
-        scratch = _scratch_directory()
-        before = _set_environment(serve_environment(scratch) | {"RAY_AUTH_MODE": _auth_mode()})
-        ray.init(address="local", num_cpus=settings.cluster_cpus, include_dashboard=False, log_to_driver=False,
-                 logging_level="ERROR", namespace="serve")
-    service = RunningService(f"http://127.0.0.1:{port}", token, bundle.id, owns_ray, scratch, before)
+    service = RunningService(f"http://127.0.0.1:{port}", token, bundle.id, owns_ray)
     try:
+        if owns_ray:
+            service.start_ray(settings.cluster_cpus)
         try:
             _deploy(pinned, token_digest(token), port, settings)
         except ray.exceptions.RayError as error:  # Serve gives its proxy 60 s; an overloaded machine needs more

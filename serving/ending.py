@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TIMEOUT_S = 20.0
+_ROUNDS = 5
+
+
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Ray starts in here. From now on SIGTERM raises SystemExit, so that what is started is ended, unless the
+    program has a handler of its own. Ray would put one in front that aborts the process three seconds later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda sign, _: sys.exit(128 + sign))
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, mine)
 
 
 def shut_serve() -> None:
@@ -47,9 +66,24 @@ def haproxy_processes(scratch: Path) -> Iterator[int]:
             yield int(entry.name)
 
 
+def ray_processes(scratch: Path) -> Iterator[int]:
+    """Ray's processes that were started in an environment which names `scratch`. Nobody else knows those of a Ray
+    that was interrupted while it started them; and its agents outlive a raylet that ends while they start."""
+    needle = str(scratch).encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and needle in _read(entry / "environ"):
+            line = _command_line(int(entry.name))
+            if line.startswith(b"ray::") or b"/ray/" in line:
+                yield int(entry.name)
+
+
 def _command_line(pid: int) -> bytes:
+    return _read(Path(f"/proc/{pid}/cmdline"))
+
+
+def _read(file: Path) -> bytes:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return file.read_bytes()
     except OSError:
         return b""
 
@@ -66,6 +100,16 @@ def end_process(pid: int) -> None:
             return
         if until(lambda: _command_line(pid) != line, seconds):
             return
+
+
+def end_all(processes: Callable[[], Iterator[int]]) -> None:
+    """End processes of which one may start another meanwhile."""
+    for _ in range(_ROUNDS):
+        found = list(processes())
+        if not found:
+            return
+        for pid in found:
+            end_process(pid)
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
