@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 
 from algospace.config import FrozenConfig
 from algospace.errors import ConfigError, InternalError
+from algospace.ray_token import own_ray_token
 from serving.accepting import accept_many
 from serving.app import create_app
 from serving.auth import token_digest
@@ -197,7 +198,8 @@ class RunningService:
 
         with sigterm_exits():
             self._scratch = _scratch_directory()
-            self._before = _set_environment(serve_environment(self._scratch) | {"RAY_AUTH_MODE": _auth_mode()})
+            self._before = _set_environment(serve_environment(self._scratch))
+            own_ray_token()
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
                      logging_level="ERROR", namespace="serve")
 
@@ -358,11 +360,6 @@ def _deploy(source: str, digest: bytes, port: int, settings: ServeSettings) -> N
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
     serve.run(build_application(source, digest, settings), name=APPLICATION, route_prefix="/",
               logging_config=logging_config)
-
-
-def _auth_mode() -> str:
-    """Ray's own token authentication: as configured, else off (only this user reaches a local instance)."""
-    return os.environ.get("RAY_AUTH_MODE", "disabled")
 
 
 def _set_environment(values: dict[str, str]) -> dict[str, str | None]:

@@ -36,7 +36,7 @@ _BLOCK, _REPORT, _UNREADABLE = "block", "report", "unreadable"
 def run(jobs: Sequence[FeatureJob], say: Say) -> list[BlocksReport]:
     """Do the jobs on the cluster that RAY_ADDRESS names, or on a local one that ends with the run.
 
-    A local cluster has ALGOSPACE_RAY_CPUS (2) processors. RAY_AUTH_MODE is `disabled` unless set.
+    A local cluster has ALGOSPACE_RAY_CPUS (2) processors.
     """
     if not jobs:
         return []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from algospace.errors import AlgoSpaceError, ConfigError
+from algospace.ray_token import own_ray_token
 
 _ANSWER_SECONDS = 10.0
 
@@ -17,7 +18,7 @@ _ANSWER_SECONDS = 10.0
 @contextmanager
 def ray_session(num_cpus: int = 2, num_gpus: float = 0.0) -> Iterator[None]:
     """A Ray cluster for the block: the one this process already belongs to, the one that RAY_ADDRESS names, or a
-    local one of `num_cpus` processors that ends with the block. RAY_AUTH_MODE is `disabled` unless set.
+    local one of `num_cpus` processors that ends with the block and asks for a token (algospace.ray_token).
 
     A local one counts as many processors as it is asked for, or actors would wait for ever for one; GPUs it has or
     lacks. A cluster that is joined may grow, so there actors wait for room.
@@ -28,7 +29,6 @@ def ray_session(num_cpus: int = 2, num_gpus: float = 0.0) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     for name in ("ray", "ray.rllib"):  # RLlib's advice to its developers is not for our users
         logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
@@ -38,6 +38,7 @@ def ray_session(num_cpus: int = 2, num_gpus: float = 0.0) -> Iterator[None]:
         except ConnectionError as error:
             raise ConfigError(_no_cluster(os.environ.get("RAY_ADDRESS", ""))) from error
     else:
+        own_ray_token()
         # "local", or Ray joins whatever cluster was last started on this machine; RAY_ADDRESS chooses one
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
                  logging_level="ERROR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from serving.bundle import Bundle
 from serving.client import ask, request_of
 from serving.policy import BundlePolicy
 from serving.security.audit import AUDIT, read
+from tests.ray_callers import answers
 from tests.serving_market import accounts, random_bundle, rows, serving_table
 
 TOKEN = "a-token-of-enough-length"
@@ -37,10 +39,10 @@ class Service(NamedTuple):
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """`algospace ...` in a process of its own, whose descendants can be told by their environment."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "algospace.cli", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"} | environment)
+        stderr=subprocess.PIPE, env=plain | {"OMP_NUM_THREADS": "1"} | environment)
 
 
 def processes(mark: str) -> list[str]:
@@ -127,6 +129,17 @@ def test_nobody_says_himself_where_he_calls_from(service: Service) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [line["address"] for line in refused] == ["127.0.0.1"]
+
+
+def test_ray_beneath_the_service_answers_nobody_without_its_token(service: Service, tmp_path: Path) -> None:
+    """It listens on all interfaces, and whoever reaches it may run what he likes."""
+    (address,) = {found for line in descendants(service.mark)
+                  for found in re.findall(r"--gcs-address=(\S+)", line)}
+    variables = [pair for process in processes(service.mark)
+                 for pair in Path("/proc", process, "environ").read_text().split("\0")]
+    own = dict(pair.split("=", 1) for pair in variables if pair.startswith("RAY_AUTH"))
+    assert answers(address, **own)
+    assert not answers(address, RAY_AUTH_MODE="disabled", HOME=str(tmp_path))
 
 
 def test_the_log_of_a_replica_is_where_ray_keeps_what_its_processes_say(service: Service) -> None:
