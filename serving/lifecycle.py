@@ -202,7 +202,7 @@ class Lifecycle:
             log.info("model_switch_begins", champion_before=before.champion.id)
             await _whole(self._change(wanted, models, log))
         took = time.perf_counter() - started
-        await self._tell_registry()
+        await self._tell_registry(before)
         return self.status() | {"checks": [vars(check) for check in checks], "seconds": took}
 
     async def _change(self, wanted: Aliases, models: dict[str, Model], log: Any) -> None:
@@ -359,25 +359,28 @@ class Lifecycle:
         if ended is not None:
             await asyncio.to_thread(ended.stop)
 
-    async def _tell_registry(self) -> None:
+    async def _tell_registry(self, before: Aliases) -> None:
         """Have the registry's aliases moved in the background; wait a moment for what comes of it (`noted`)."""
         if not self.settings.registry:
             return
         self.noted = "being told; GET /v1/model says what came of it"
-        task = asyncio.create_task(self._note())
+        task = asyncio.create_task(self._note(before))
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
         with suppress(TimeoutError):
             async with asyncio.timeout(_NOTE_WAIT_S):
                 await asyncio.shield(task)
 
-    async def _note(self) -> None:
+    async def _note(self, before: Aliases) -> None:
         """Move the registry's aliases to where the service's are, one note after the other."""
         async with self._noting:
-            refs = {"champion": self.aliases.champion, "shadow": self.aliases.shadow}
-            known = {alias: ref for alias, ref in refs.items() if ref is not None}
+            now, ended = {"champion": self.aliases.champion}, {}
+            if self.aliases.shadow is not None:
+                now["shadow"] = self.aliases.shadow
+            if before.shadow is not None:
+                ended["shadow"] = before.shadow
             try:
-                self.noted = await asyncio.to_thread(self.registry.note, known)
+                self.noted = await asyncio.to_thread(self.registry.note, now, ended)
             except Exception as error:  # noqa: BLE001  # the service has switched; the status tells, nobody else can
                 _LOG.warning("registry_not_noted", champion=self.aliases.champion.id, error=str(error))
                 self.noted = f"not noted: {error}"

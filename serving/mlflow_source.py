@@ -87,11 +87,12 @@ class Registry:
         tags = self._ask("tags", name=ref.name or self._name, version=ref.version, bundle=ref.id)["tags"]
         return recorded_checks(tags, ref.id)
 
-    def note(self, aliases: Mapping[str, ModelRef]) -> str:
-        """Point the registry's aliases at these bundles, where it knows them; says which were moved."""
-        wanted = {alias: {"name": ref.name or self._name, "version": ref.version, "bundle": ref.id}
-                  for alias, ref in aliases.items()}
-        return str(self._ask("note", aliases=wanted)["noted"])
+    def note(self, aliases: Mapping[str, ModelRef], ended: Mapping[str, ModelRef]) -> str:
+        """Point the registry's aliases at these bundles, where it knows them; says which were moved. Those that it
+        does not know, and aliases of nothing, are taken from the bundle that had them until now (`ended`)."""
+        wanted, before = ({alias: {"name": ref.name or self._name, "version": ref.version, "bundle": ref.id}
+                           for alias, ref in refs.items()} for refs in (aliases, ended))
+        return str(self._ask("note", aliases=wanted, ended=before)["noted"])
 
     def record(self, ref: ModelRef, tag: str, text: str) -> str:
         """Set a tag of a bundle's version; which one that is, "" where the registry knows none."""
@@ -210,13 +211,21 @@ def _tags(client: Any, name: str, version: str, bundle: str) -> dict[str, Any]:
     return {"tags": {} if found is None else dict(found.tags)}
 
 
-def _note(client: Any, aliases: dict[str, dict[str, str]]) -> dict[str, Any]:
-    noted = []
+def _note(client: Any, aliases: dict[str, dict[str, str]], ended: dict[str, dict[str, str]]) -> dict[str, Any]:
+    noted, moved = [], set()
     for alias, ref in aliases.items():
         found = _version(client, **ref)
         if found is not None and found.tags.get("bundle") == ref["bundle"]:
             client.set_registered_model_alias(ref["name"], alias, found.version)
             noted.append(f"models:/{ref['name']}@{alias} is version {found.version}")
+            moved.add((ref["name"], alias))
+    for alias, ref in ended.items():
+        found = _version(client, **ref)
+        if found is None or (ref["name"], alias) in moved:
+            continue
+        if str(client.get_registered_model(ref["name"]).aliases.get(alias)) == str(found.version):
+            client.delete_registered_model_alias(ref["name"], alias)
+            noted.append(f"models:/{ref['name']}@{alias} is none")
     return {"noted": "; ".join(noted) or "nothing: the registry does not know these bundles"}
 
 

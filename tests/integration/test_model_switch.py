@@ -238,7 +238,7 @@ def test_a_registry_that_hangs_holds_nobody_up(bundles: list[Bundle], monkeypatc
     life, hangs, answers = service.life, threading.Event(), threading.Event()
     noted: list[str] = []
 
-    def note(aliases: dict[str, ModelRef]) -> str:
+    def note(aliases: dict[str, ModelRef], ended: dict[str, ModelRef]) -> str:
         assert hangs.wait(60)
         noted.append(aliases["champion"].id)
         return "moved"
@@ -260,7 +260,7 @@ def test_a_registry_that_hangs_holds_nobody_up(bundles: list[Bundle], monkeypatc
         assert life.status()["registry"] == "moved"
         assert noted == [bundles[1].id, bundles[0].id]  # in order: the last is where the service is
 
-        def late(_: object) -> str:
+        def late(*_: object) -> str:
             raise subprocess.TimeoutExpired("mlflow", 300)
 
         monkeypatch.setattr(life.registry, "note", late)
@@ -288,7 +288,7 @@ def test_a_registry_that_hangs_holds_nobody_up(bundles: list[Bundle], monkeypatc
 def test_a_registry_that_does_not_answer_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.mlflow_source._TIMEOUT_S", 0.01)
     with pytest.raises(ConfigError, match=r"http://x: the registry did not answer within 0\.01 s"):
-        Registry("http://x", "m", None).note({})
+        Registry("http://x", "m", None).note({}, {})
 
 
 def wait_for(service: Service, compared: int) -> dict[str, Any]:

@@ -100,6 +100,37 @@ async def compare(service: Service, bodies: list[bytes]) -> None:
         await until(lambda n=n: service.hub.log.state.shadow.compared >= n)
 
 
+def test_the_registrys_shadow_is_the_services_or_none(
+        bundles: list[Bundle], uri: str, in_process: None, made: Callable[..., Service], tmp_path: Path) -> None:
+    """It kept its alias when it had been promoted, removed, or replaced by a bundle that is not registered."""
+    service = made(bundles[0], registry=uri)
+    client = mlflow.MlflowClient(uri, uri)
+    unknown = random_bundle(tmp_path / "unknown", seed=9)
+
+    def aliases() -> dict[str, int]:
+        return {alias: int(version) for alias, version in client.get_registered_model(MODEL).aliases.items()}
+
+    async def after(*orders: Order) -> dict[str, int]:
+        for order in orders:
+            await service.life.switch(order, "ann")
+        await asyncio.gather(*service.life._notes)
+        return aliases()
+
+    async def play() -> None:
+        before = aliases()
+        shadow = [Order(alias="shadow", source=str(bundle.directory)) for bundle in (*bundles, unknown)]
+        kept = before | {"champion": 1}
+        assert await after(shadow[1]) == kept | {"shadow": 2}
+        assert await after(shadow[2]) == kept | {"shadow": 3}
+        assert await after(shadow[3]) == kept
+        assert await after(shadow[1], Order(alias="shadow", remove=True)) == kept
+        assert await after(shadow[1], Order(source="shadow")) == before | {"champion": 2}
+        client.set_registered_model_alias(MODEL, "shadow", "3")  # somebody else's
+        assert await after(Order(rollback=True)) == kept | {"shadow": 3}
+
+    asyncio.run(play())
+
+
 def test_whatever_ends_a_pair_leaves_its_figures_with_the_shadows_version(
         bundles: list[Bundle], bodies: list[bytes], uri: str, in_process: None,
         made: Callable[..., Service]) -> None:
