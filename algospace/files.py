@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 @contextmanager
@@ -46,22 +49,35 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder; it replaces `target` if the block succeeds."""
+    """Yield a temporary folder; it replaces `target` if the block succeeds. There is one of both at any moment,
+    where the file system can exchange two names (those of Linux can)."""
     target = Path(target)
     with _parent_of(target) as folder:
         part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}.", suffix=".part"))
         try:
             yield part
             part.chmod(0o755)
-            if target.exists():
+            if not target.exists():
+                part.replace(target)
+            elif not _exchanged(part, target):
                 old = part.with_suffix(".old")
                 target.replace(old)
                 part.replace(target)
                 shutil.rmtree(old)
-            else:
-                part.replace(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the names of two folders have been exchanged, in one step (renameat2 of Linux)."""
+    if other.is_symlink() or not other.is_dir():
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # another system
+        return False
+    done: int = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), ctypes.c_uint(_EXCHANGE))
+    return done == 0
 
 
 def write_text(target: Path | str, text: str) -> None:
