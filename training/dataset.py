@@ -74,14 +74,18 @@ class Dataset:
 
 
 def prepare_dataset(config: RunConfig, run_dir: Path, say: SayFn) -> Dataset:
-    """Build the run's market tables, or reuse finished ones with the same hash."""
+    """Build the run's market tables, or reuse finished ones with the same hash; InputError if one of these was
+    changed since."""
     folder = run_dir / "tables"
     bars = None if config.market.file is None else _read_bars(config)
     digest = tables_digest(config, config.market.digest(), bars)
     manifest = folder / _MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text())["hash"] == digest:
         say(f"data: reusing {folder} (same data and configuration)")
-        return _open_tables(folder)
+        dataset = _open_tables(folder)
+        for table in dataset.tables():
+            MarketTable.load(table)  # reads every byte once against the manifest
+        return dataset
     with atomic_directory(folder) as part:
         if config.market.synthetic is not None:
             splits = _synthetic_tables(config, config.market.synthetic, part, say)

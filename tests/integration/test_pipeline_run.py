@@ -17,7 +17,7 @@ from rich.console import Console
 import training.pipeline as pipeline
 import training.team_training as team_training
 from algospace.config import load_config
-from algospace.errors import ConfigError
+from algospace.errors import ConfigError, InputError
 from algospace.marketdata.synthetic import generate, scenario_named
 from training.config import RunConfig
 from training.dataset import nanoseconds, prepare_dataset
@@ -204,6 +204,24 @@ def test_splits_of_recorded_bars_keep_their_distance(recorded_bars: Path, tmp_pa
     for name in ("tactical", "close", "decision", "atr"):
         np.testing.assert_array_equal(getattr(changed, name)[: dataset.train.stop],
                                       getattr(table, name)[: dataset.train.stop])
+
+
+@pytest.mark.parametrize("harm", ["changed", "shrunk"])
+def test_a_finished_table_that_was_harmed_is_not_used_again(recorded_bars: Path, tmp_path: Path,
+                                                            harm: str) -> None:
+    times = pd.to_datetime(pd.read_csv(recorded_bars)["timestamp"], utc=True)
+    first, second = (times.iloc[i].strftime("%Y-%m-%d") for i in (10_000, 15_000))
+    config = RunConfig.model_validate({"name": "file", "embargo_bars": 500, "market": {
+        "instrument": "SYNTH", "file": {"path": str(recorded_bars), "train_until": first,
+                                        "validation_until": second}}})
+    dataset = prepare_dataset(config, tmp_path, lambda line: None)
+    column = dataset.train.table / "close.npy"
+    whole = column.read_bytes()
+    column.write_bytes(whole[:-8] if harm == "shrunk" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"close\.npy: the file does not match the manifest's checksum"):
+        prepare_dataset(config, tmp_path, lambda line: None)
+    column.write_bytes(whole)
+    assert prepare_dataset(config, tmp_path, lambda line: None) == dataset
 
 
 def test_dates_that_leave_a_split_empty_are_refused(recorded_bars: Path, tmp_path: Path) -> None:
