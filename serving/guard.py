@@ -1,6 +1,6 @@
 """The gatekeeper below the application: headers, tokens, roles, rates and sizes, before a body is read.
 
-Serve's HAProxy binds all interfaces and Ray's token does not cover Serve's HTTP port, so this is the only guard.
+On a cluster HAProxy binds all interfaces, and no token of Ray covers the HTTP port, so this is the only guard.
 Every refusal is `{"detail": "one line"}`.
 """
 

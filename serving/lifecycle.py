@@ -55,7 +55,7 @@ class LifecycleSettings(FrozenConfig):
     name: str = "algospace-bundle"
     """The registered model whose versions hold the recorded checks."""
     require_checks: bool = True
-    """A bundle whose promotion no recorded check supports is refused (design, decision 12)."""
+    """A bundle whose promotion no recorded check supports is refused."""
     min_shadow_decisions: int = Field(default=0, ge=0)
     """Comparisons that the present shadow needs before it can be promoted."""
     cache: Path | None = None
@@ -305,7 +305,7 @@ class Lifecycle:
         return Check("fits", True, "same instrument and schema")
 
     def _earned(self, ref: ModelRef) -> tuple[Check, ...]:
-        """The recorded checks of decision 12, and the shadow's."""
+        """The checks recorded with a version, and the shadow's."""
         checks: tuple[Check, ...] = ()
         shadow, asked = self.aliases.shadow, self.settings.min_shadow_decisions
         if asked:

@@ -123,7 +123,7 @@ class Registry:
 
 
 def recorded_checks(tags: Mapping[str, str], bundle: str) -> tuple[Check, ...]:
-    """The checks of decision 12 in a version's tags; one that is missing has not passed."""
+    """The checks of a promotion (CHECKS) in a version's tags; one that is missing has not passed."""
     if not tags:
         return (Check("recorded", False, "the registry does not know this bundle; register its run and run "
                                          "`algospace promote RUN`"),)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from algospace.config import FrozenConfig, load_config, read_yaml
+from algospace.config import FrozenConfig, load_config, parse_config, read_yaml
 from algospace.errors import ConfigError
 from serving.auth import TOKEN_VARIABLE, resolve_token, token_digest
 from serving.deployment import ServeSettings, build_application
@@ -33,7 +33,7 @@ class Arguments(FrozenConfig):
 
 def build(arguments: dict[str, Any]) -> Any:
     """The Serve application. ConfigError or BundleError before anything is deployed if something is wrong."""
-    wanted = Arguments.model_validate(arguments)
+    wanted = parse_config(Arguments, arguments, source="args")
     settings = ServeSettings()
     if wanted.config is not None:
         refuse_secrets(read_yaml(wanted.config), wanted.config)

@@ -147,6 +147,14 @@ def test_every_block_of_ports_ends_below_the_ephemeral_ones(count: int) -> None:
     assert blocks[-1] + 2 * count > 32_768, "none left out that would fit"
 
 
+@pytest.mark.parametrize(("arguments", "fault"), [
+    ({"bundle": "b", "replicas": "many"}, "args: replicas: Input should be a valid integer"),
+    ({"bundel": "b"}, "args: bundle: Field required"), ({"bundle": "b", "replicas": 65}, "args: replicas: ")])
+def test_arguments_that_are_none_are_refused_in_a_line(arguments: dict[str, object], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        build(arguments)
+
+
 def test_serve_accepts_the_configuration_and_its_parts_exist() -> None:
     from ray.serve.schema import ServeDeploySchema
 
