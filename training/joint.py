@@ -225,17 +225,14 @@ class _Joint:
         folder.mkdir(parents=True, exist_ok=True)
         symbols = ", ".join(part.symbol for part in self.parts)
         self.console.print(f"{name}: training on {symbols} together")
-        started, status = time.perf_counter(), "FAILED"
+        started = time.perf_counter()
         run = self.tracker.child(name, json.loads(getattr(self.config, name).model_dump_json()),
                                  {"phase": name, "markets": symbols, "phase_hash": digest},
                                  run_id=state.get("mlflow_run_id") if same else None)
         write_json(folder / "phase.json", {"hash": digest, "status": "running", "mlflow_run_id": run.run_id})
-        try:
+        with run:
             metrics = work(folder, run)
             run.metrics(0, {f"final/{key}": value for key, value in metrics.items()})
-            status = "FINISHED"
-        finally:
-            run.close(status)
         write_json(folder / "phase.json", {"hash": digest, "status": "finished", "mlflow_run_id": run.run_id,
                                            "metrics": metrics, "seconds": time.perf_counter() - started})
 

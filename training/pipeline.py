@@ -88,15 +88,10 @@ def run_pipeline(config: RunConfig, run_dir: Path, phases: Sequence[str] = PHASE
     write_json(run_dir / "run.json", {"mlflow_run_id": tracker.run_id, "config_hash": config.digest(),
                                       "data_hash": dataset.data_hash, "git_commit": git_commit()})
     results: dict[str, dict[str, Any]] = {}
-    status = "FAILED"
-    try:
-        with ray_session(*config.actors):
-            for name in [p for p in PHASES if p in phases]:
-                results[name] = _run_phase(name, config, dataset, run_dir, tracker, console)
-                seconds[name] = results[name]["seconds"]
-        status = "FINISHED"
-    finally:
-        tracker.close(status)
+    with tracker, ray_session(*config.actors):
+        for name in [p for p in PHASES if p in phases]:
+            results[name] = _run_phase(name, config, dataset, run_dir, tracker, console)
+            seconds[name] = results[name]["seconds"]
     return PipelineResult(run_dir, dataset, results, seconds, tracker.run_id)
 
 
@@ -154,8 +149,7 @@ def _run_phase(name: str, config: RunConfig, dataset: Dataset, run_dir: Path, tr
                          "phase_hash": digest}, run_id=resumed)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "phase.json", {"hash": digest, "status": "running", "mlflow_run_id": run.run_id})
-    status = "FAILED"
-    try:
+    with run:
         train = dataset.train
         run.dataset("train", dataset.data_hash, train.stop - train.start, str(train.table.name), "training")
         with _progress(console) as bar:
@@ -166,9 +160,6 @@ def _run_phase(name: str, config: RunConfig, dataset: Dataset, run_dir: Path, tr
         run.curves()
         model = run.register_model(f"algospace-{name}", folder / _MODELS[name], "candidate", metrics,
                                    f"{config.name}, phase {name}, config {config.digest()[:12]}")
-        status = "FINISHED"
-    finally:
-        run.close(status)
     finished = {"hash": digest, "status": "finished", "mlflow_run_id": run.run_id, "metrics": metrics,
                 "model_version": model, "seconds": seconds}
     write_json(folder / "phase.json", finished)

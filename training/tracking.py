@@ -139,7 +139,7 @@ class _Sink:
 
 
 class _Run:
-    """A run that ends once: FINISHED, or FAILED where its block raises."""
+    """A run that ends once: FINISHED, or FAILED where its block raises, or KILLED where it is interrupted."""
 
     def __init__(self, sink: _Sink, run_id: str, tags: dict[str, str]) -> None:
         self._sink, self.run_id, self._tags = sink, run_id, tags

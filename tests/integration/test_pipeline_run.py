@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from rich.console import Console
 
 import training.pipeline as pipeline
@@ -117,10 +118,6 @@ def test_another_configuration_is_another_run_in_the_history(finished: PipelineR
     assert pipeline._known_parent(finished.run_dir, tiny("core.mappo.gamma=0.9").digest()) is None
 
 
-class Interruption(Exception):
-    """Stands for a lost machine."""
-
-
 def test_an_interrupted_core_resumes_bit_for_bit_and_alone(
         finished: PipelineResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
@@ -133,13 +130,18 @@ def test_an_interrupted_core_resumes_bit_for_bit_and_alone(
         plain(self, step, values)
         steps.append(step)
         if len(steps) == 3:
-            raise Interruption
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline._Reporter, "metrics", metrics)
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         run(tiny(), folder)
-    assert json.loads((folder / "core" / "phase.json").read_text())["status"] == "running"
+    left = json.loads((folder / "core" / "phase.json").read_text())
+    assert left["status"] == "running"
+    kept = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = [left["mlflow_run_id"], json.loads((folder / "run.json").read_text())["mlflow_run_id"]]
+    assert [kept.get_run(name).info.status for name in runs] == ["KILLED", "KILLED"]
     result, said = run(tiny(), folder)
+    assert [kept.get_run(name).info.status for name in runs] == ["FINISHED", "FINISHED"]
     assert "core: resuming" in said
     assert result.phases["rde"]["reused"]
     assert steps == [4096, 8192, 12288, 12288, 16384]
