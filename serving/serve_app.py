@@ -17,6 +17,7 @@ from algospace.config import FrozenConfig, load_config, parse_config, read_yaml
 from algospace.errors import ConfigError
 from serving.auth import TOKEN_VARIABLE, resolve_token, token_digest
 from serving.deployment import ServeSettings, build_application
+from serving.security.gate import Security, make_authenticator
 from serving.security.settings import refuse_secrets
 from serving.sources import find_bundle
 
@@ -32,7 +33,8 @@ class Arguments(FrozenConfig):
 
 
 def build(arguments: dict[str, Any]) -> Any:
-    """The Serve application. ConfigError or BundleError before anything is deployed if something is wrong."""
+    """The Serve application. ConfigError or BundleError before anything is deployed if something is wrong, its
+    security's files included."""
     wanted = parse_config(Arguments, arguments, source="args")
     settings = ServeSettings()
     if wanted.config is not None:
@@ -41,10 +43,13 @@ def build(arguments: dict[str, Any]) -> Any:
     if wanted.replicas is not None:
         settings = ServeSettings.model_validate(settings.model_dump() | {"replicas": wanted.replicas})
     _, source = find_bundle(wanted.bundle, settings.app.lifecycle)
-    if settings.app.security.mode == "jwt":
-        return build_application(source, token_digest(secrets.token_urlsafe(32)), settings)
-    token, made_up = resolve_token(wanted.token_file)
+    security = settings.app.security
+    token, made_up = secrets.token_urlsafe(32), False  # nobody is asked for it in mode jwt
+    if security.mode == "token":
+        token, made_up = resolve_token(wanted.token_file)
     if made_up:
         raise ConfigError(f"no token: nobody would see a made-up one here; set {TOKEN_VARIABLE} or token_file, or "
                           "use security.mode jwt")
-    return build_application(source, token_digest(token), settings)
+    digest = token_digest(token)
+    Security(security, make_authenticator(security, digest))  # Serve would try replicas without end
+    return build_application(source, digest, settings)

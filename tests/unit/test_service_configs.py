@@ -178,6 +178,15 @@ def test_what_is_deployed_is_the_configured_service(tmp_path: Path, monkeypatch:
         build(arguments)
 
 
+def test_security_without_its_files_is_refused_before_it_is_deployed(tmp_path: Path) -> None:
+    """Serve started replicas that could not be, one after the other, and the status said DEPLOYING."""
+    bundle = random_bundle(tmp_path / "bundle")
+    config = tmp_path / "service.yaml"
+    config.write_text(f"app: {{security: {{mode: jwt, login: true, folder: {tmp_path / 'security'}}}}}\n")
+    with pytest.raises(ConfigError, match="algospace keys rotate"):
+        build({"bundle": str(bundle.directory), "config": str(config)})
+
+
 def schema_errors(document: dict[str, Any]) -> list[str]:
     schema = yaml.safe_load((REPOSITORY / "tests" / "fixtures" / "kuberay_schema.yaml").read_text())
     validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/RayService"})
