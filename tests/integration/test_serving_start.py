@@ -56,6 +56,7 @@ def test_a_ray_that_does_not_start_leaves_nothing(tmp_path: Path, short: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = random_bundle(tmp_path / "bundle")
     monkeypatch.setattr(tempfile, "tempdir", str(short))
+    monkeypatch.delitem(sys.modules, "ray.serve._private.constants", raising=False)  # as in a process of its own
 
     def broken(**_: object) -> None:
         assert list(short.iterdir())
