@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25
 
 # what takes minutes each: killed nodes and replicas, fuzzing, sweeps, trainings; an hour or more, not part of CI
 slow: setup
