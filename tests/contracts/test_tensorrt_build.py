@@ -23,6 +23,7 @@ from serving.tensorrt_build import (
     parse_capabilities,
 )
 from tests.command_line import refusal
+from tests.packages import require_package
 from tests.serving_market import random_bundle
 
 NAME, CAPABILITY = "tensorrt-rtx", "8.9"
@@ -30,10 +31,8 @@ NAME, CAPABILITY = "tensorrt-rtx", "8.9"
 
 @pytest.fixture(scope="module")
 def module() -> object:
-    try:
-        return load_tensorrt(NAME)
-    except ConfigError as error:
-        pytest.skip(str(error))
+    require_package(NAME)
+    return load_tensorrt(NAME)
 
 
 @pytest.fixture(scope="module")

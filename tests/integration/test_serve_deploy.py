@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import yaml
 from serving.bundle import Bundle
 from serving.client import Client, ServiceRefusal, request_of
 from serving.deployment import _scratch_directory, free_port, free_ports, serve_environment
+from serving.ending import until
 from serving.policy import BundlePolicy
 from tests.conftest import REPOSITORY
 from tests.serving_market import accounts, random_bundle, rows, serving_table
@@ -55,13 +55,6 @@ def written(file: Path, source: str, change: Callable[[Any], None]) -> Path:
     change(values)
     file.write_text(yaml.safe_dump(values))
     return file
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(1.0)
 
 
 def ready(url: str) -> bool:
@@ -111,11 +104,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             said[0] = made.run("serve", "deploy", folder / "deploy.yaml", "-a", made.dashboard, check=False)
             return "Sent deploy request successfully" in said[0]
 
-        until(deploy, 120, said[0])
-        until(lambda: ready(made.url), 180, "the service is not ready")
+        assert until(deploy, 120), said[0]
+        assert until(lambda: ready(made.url), 180)
         yield made
         made.run("serve", "shutdown", "-y", "-a", made.dashboard)
-        until(lambda: not ready(made.url), 60, "the service still answers")
+        assert until(lambda: not ready(made.url), 60)
     finally:
         node.terminate()
         node.wait(timeout=60)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import ray
 
 from serving.auth import TOKEN_VARIABLE
 from serving.deployment import start_service
+from serving.ending import until
 from tests.serving_market import random_bundle
 
 TOKEN = "a-token-of-enough-length"
@@ -41,15 +42,6 @@ def marked(mark: str) -> list[str]:
         except OSError:
             continue
     return [line for line in found if line]
-
-
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_a_ray_that_does_not_start_leaves_nothing(tmp_path: Path, short: Path,

@@ -15,6 +15,7 @@ from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.half import BAND, compare, confidences_of
 from serving.policy import BundlePolicy
+from tests.packages import require_package
 from tests.serving_market import (
     REGIME_SIZE,
     accounts,
@@ -145,11 +146,9 @@ def test_verdicts_agree_across_backends(tmp_path: Path) -> None:
 def test_engines_equal_torch(backend: str, batch: int, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
+    require_package(backend)
     bundle = random_bundle(tmp_path / "bundle", seed=3)
-    try:
-        engine = make_backend(backend, bundle, tmp_path / "engines")
-    except ConfigError as error:
-        pytest.skip(str(error))
+    engine = make_backend(backend, bundle, tmp_path / "engines")
     given, reference = inputs(batch, bundle.manifest.gate.iterations), make_backend("torch", bundle)
     for graph, chosen in (("embed", pick(given, "strategic", "tactical")), ("rde", pick(given, "window")),
                           ("vote", pick(given, *VOTE, masks=slice(0, 3))),
@@ -168,11 +167,10 @@ def test_engines_equal_torch(backend: str, batch: int, tmp_path: Path) -> None:
 def test_fp16_engines_keep_the_verdicts(backend: str, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
+    require_package(backend)
+    pytest.importorskip("modelopt", reason="FP16 needs ModelOpt")
     bundle = random_bundle(tmp_path / "bundle", seed=3)
-    try:
-        engine = make_backend(backend, bundle, tmp_path / "engines", "fp16")
-    except ConfigError as error:
-        pytest.skip(str(error))
+    engine = make_backend(backend, bundle, tmp_path / "engines", "fp16")
     given, reference = inputs(300, bundle.manifest.gate.iterations), make_backend("torch", bundle)
     asked = {"vote": pick(given, *VOTE, masks=slice(0, 3)), "execute": pick(given, *EXECUTE, masks=slice(3, 4))}
     exact, rounded = ({graph: one.infer(graph, chosen) for graph, chosen in asked.items()}
