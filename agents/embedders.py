@@ -3,7 +3,7 @@
 Every embedder has two entrances that compute the same function:
     embed_window  (B, W, F)        -> (B, D)      one decision (serving, sparse rows)
     embed_segment (B, C + T, F)    -> (B, T, D)   T consecutive rows after C = context rows
-`tcn` does the second in one pass; `lstm` and `transformer` unfold the windows. `lstm_recurrent` is the exception:
+`tcn` and `transformer` do the second in one pass; `lstm` unfolds the windows. `lstm_recurrent` is the exception:
 along a segment it remembers more than its window, which serving does not have. It is trained so; whoever judges it
 or makes columns with it calls `embed_rows`, which is `embed_window` on every window whatever the embedder.
 """
@@ -117,24 +117,33 @@ class RecurrentLSTMEmbedder(LSTMEmbedder):
 
 
 class TransformerEmbedder(Embedder):
-    """Pre-norm encoder over the window with sinusoidal positions; the last token is the embedding."""
+    """Pre-norm encoder with sliding-window attention (Beltagy, Peters and Cohan 2020, arXiv 2004.05150).
 
-    positions: torch.Tensor
+    Every layer lets a row attend to itself and to the `band` - 1 rows before it, so `layers` of them see
+    `layers` * (`band` - 1) + 1 rows, which is made to fit into the window: no padding ever enters, and a whole
+    segment is embedded in one pass. Order enters as distance only (`SlidingBlock`); the last row is the embedding.
+    """
 
     def __init__(self, features: int, window: int, dim: int, model_dim: int = 32, layers: int = 2,
                  heads: int = 4) -> None:
         super().__init__(features, window, dim)
+        band = 1 + (window - 1) // layers
+        if band < 2:
+            raise ValueError(f"a window of {window} rows is too short for {layers} layers of attention")
+        self.context = layers * (band - 1)
         self.inlet = nn.Linear(features, model_dim)
-        self.blocks = nn.ModuleList(EncoderBlock(model_dim, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(SlidingBlock(model_dim, heads, band) for _ in range(layers))
         self.norm = nn.LayerNorm(model_dim)
         self.outlet = nn.Linear(model_dim, dim)
-        self.register_buffer("positions", sinusoids(window, model_dim), persistent=False)
 
     def embed_window(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.inlet(x) + self.positions
-        for block in self.blocks:
-            h = block(h)
-        return torch.tanh(self.outlet(self.norm(h[:, -1])))
+        return self.embed_segment(x[:, x.shape[1] - self.context - 1:])[:, 0]
+
+    def embed_segment(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inlet(x)
+        for layer in self.layers:
+            h = layer(h)
+        return torch.tanh(self.outlet(self.norm(h)))
 
 
 class EncoderBlock(nn.Module):
@@ -149,12 +158,78 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, W, D) -> (B, W, D)."""
+        attended = nn.functional.scaled_dot_product_attention(*self.queries_keys_values(x))
+        return self.joined(x, attended.transpose(1, 2).reshape(x.shape))
+
+    def queries_keys_values(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, W, D) -> (3, B, heads, W, D / heads)."""
         batch, length, dim = x.shape
         qkv = self.qkv(self.norm_1(x)).reshape(batch, length, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.project(attended.transpose(1, 2).reshape(batch, length, dim))
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def joined(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Rows (B, W, D) with what the heads found for them, (B, W, D), and the feed-forward layer."""
+        x = x + self.project(attended)
         return x + self.feed_forward(self.norm_2(x))
+
+
+class SlidingBlock(EncoderBlock):
+    """An `EncoderBlock` whose rows attend to themselves and to the `band` - 1 rows before.
+
+    A score falls by slope x distance, another slope for every head (ALiBi: Press, Smith and Lewis 2022,
+    arXiv 2108.12409), so it depends on how far back a row is and not on where a segment begins. Queries are taken
+    `band` at a time, each such chunk with the keys that any of them may see: twice the products of the band, none
+    of the N x N others.
+    """
+
+    slopes: torch.Tensor
+
+    def __init__(self, dim: int, heads: int, band: int) -> None:
+        super().__init__(dim, heads)
+        self.band = band
+        exponents = torch.arange(1, heads + 1, dtype=torch.float32) * (8.0 / heads)
+        self.register_buffer("slopes", torch.exp2(-exponents), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N - band + 1, D)."""
+        queries, keys, values = self.queries_keys_values(x)
+        queries, x = queries[:, :, self.band - 1:], x[:, self.band - 1:]
+        rows = x.shape[1]
+        if rows <= 2 * self.band:
+            attended = self._attend(queries, keys, values)
+        else:
+            attended = self._attend_in_chunks(queries, keys, values, rows)
+        return self.joined(x, attended.transpose(1, 2).reshape(x.shape))
+
+    def _attend_in_chunks(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                          rows: int) -> torch.Tensor:
+        """`_attend` for chunk after chunk of `band` queries, each with its own rows' keys and the `band` before.
+
+        The zeros that fill up the last chunk are seen only by queries that are cut off again, the one before the
+        first key by none: it is `band` rows back.
+        """
+        batch, heads, _, size = queries.shape
+        missing = -rows % self.band
+
+        def blocks(x: torch.Tensor, before: int) -> torch.Tensor:
+            return nn.functional.pad(x, (0, 0, before, missing)).unflatten(2, (-1, self.band))
+
+        def paired(x: torch.Tensor) -> torch.Tensor:
+            parts = blocks(x, 1)
+            return torch.cat((parts[:, :, :-1], parts[:, :, 1:]), 3).transpose(1, 2).flatten(0, 1)
+
+        attended = self._attend(blocks(queries, 0).transpose(1, 2).flatten(0, 1), paired(keys), paired(values))
+        return attended.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, heads, -1, size)[:, :, :rows]
+
+    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(B, heads, Q, size), twice (B, heads, K, size) -> (B, heads, Q, size); the last of each is one row."""
+        count, seen = queries.shape[2], keys.shape[2]
+        device = self.slopes.device
+        distance = (seen - count + torch.arange(count, device=device)[:, None]
+                    - torch.arange(seen, device=device))
+        bias = (-self.slopes[:, None, None] * distance).masked_fill((distance < 0) | (distance >= self.band),
+                                                                     -math.inf)
+        return nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None])
 
 
 def sinusoids(length: int, dim: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from agents.core import CoreNet
 from agents.regime import RegimeNet
 from agents.risk import RiskNet
+from algospace.errors import BundleError
 from algospace.types import AnyArray
 from serving.backends import absent
 from serving.bundle import WEIGHTS, Bundle, network_shapes
@@ -62,10 +63,17 @@ class TorchBackend:
 
 
 def load_weights(bundle: Bundle, name: str, network: nn.Module) -> None:
-    """Load the arrays of network `name` into `network` and set it to evaluation mode."""
+    """Load the arrays of network `name` into `network` and set it to evaluation mode.
+
+    BundleError if they are those of another network, which only a bundle of another version has.
+    """
     prefix = f"{name}."
     with np.load(BytesIO(bundle.read(WEIGHTS)), allow_pickle=False) as arrays:
         state = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files
                  if key.startswith(prefix)}
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise BundleError(f"{bundle.directory}: {name} is a network that this version builds otherwise; train and "
+                          f"export it again ({str(error).splitlines()[-1].strip()})") from None
     network.eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.core import CoreNet
-from agents.embedders import TCNEmbedder, make_embedder
+from agents.embedders import SlidingBlock, TCNEmbedder, make_embedder
 from agents.settings import CoreConfig, EmbedderKind, Shapes
 
 KINDS = ("tcn", "lstm", "transformer")
@@ -18,13 +18,15 @@ def embedder(kind: EmbedderKind) -> Any:
     return make_embedder(kind, FEATURES, WINDOW, DIM)
 
 
+@pytest.mark.parametrize("steps", [9, 75, 80])  # attention takes long segments in chunks of half a window
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_segment_equals_its_windows(kind: EmbedderKind) -> None:
+def test_a_segment_equals_its_windows(kind: EmbedderKind, steps: int) -> None:
     net = embedder(kind)
-    rows = torch.randn(3, net.context + 9, FEATURES)
+    rows = torch.randn(3, net.context + steps, FEATURES)
     segment = net.embed_segment(rows)
-    for t in range(9):
+    assert segment.shape == (3, steps, DIM)
+    for t in range(steps):
         before = torch.randn(3, WINDOW - 1 - net.context, FEATURES)  # outside the receptive field
         window = torch.cat((before, rows[:, t: t + net.context + 1]), 1)
         torch.testing.assert_close(net.embed_window(window), segment[:, t], atol=1e-5, rtol=0.0)
@@ -63,6 +65,41 @@ def test_the_receptive_field_is_exactly_the_context(kind: EmbedderKind) -> None:
     touched = rows.grad[0].abs().sum(-1) > 0.0
     assert touched[5:].all()
     assert not touched[:5].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_order_of_rows_counts(kind: EmbedderKind) -> None:
+    net = embedder(kind)
+    rows = torch.randn(1, WINDOW, FEATURES)
+    swapped = rows[:, [*range(WINDOW - 4), WINDOW - 3, WINDOW - 4, WINDOW - 2, WINDOW - 1]]
+    assert (net.embed_window(rows) - net.embed_window(swapped)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("steps", [6, 47])
+def test_sliding_attention_is_attention_to_the_rows_of_the_band(steps: int) -> None:
+    torch.manual_seed(2)
+    band, heads, size = 7, 2, 3
+    block = SlidingBlock(heads * size, heads, band)
+    x = torch.randn(2, band - 1 + steps, heads * size, requires_grad=True)
+    queries, keys, values = block.queries_keys_values(x)
+    expected = torch.empty(2, steps, heads, size)
+    for t in range(steps):
+        for head in range(heads):
+            back = torch.arange(band - 1, -1, -1)
+            scores = (queries[:, head, None, t + band - 1] * keys[:, head, t: t + band]).sum(-1) / size ** 0.5
+            weights = torch.softmax(scores - 2.0 ** (-4.0 * (head + 1)) * back, -1)  # slopes 1/16 and 1/256
+            expected[:, t, head] = (weights[..., None] * values[:, head, t: t + band]).sum(1)
+    literal = block.joined(x[:, band - 1:], expected.flatten(2))
+    found = block(x)
+    torch.testing.assert_close(found, literal, atol=1e-5, rtol=0.0)
+    wanted = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (found, literal)]
+    torch.testing.assert_close(*wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_too_short_for_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="too short for 2 layers"):
+        make_embedder("transformer", FEATURES, 2, DIM)
 
 
 @pytest.mark.parametrize("window", [4, 10, 11, 48, 60, 96])

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from agents.settings import EmbedderKind
-from algospace.errors import ConfigError
+from algospace.errors import BundleError, ConfigError
 from algospace.execution.decision import Reason
 from serving.backends import make_backend
 from serving.bundle import Bundle
 from serving.half import BAND, compare, confidences_of
 from serving.policy import BundlePolicy
+from serving.torch_backend import load_weights
 from tests.packages import require_package
 from tests.serving_market import (
     REGIME_SIZE,
@@ -180,3 +181,10 @@ def test_fp16_engines_keep_the_verdicts(backend: str, tmp_path: Path) -> None:
     assert report.confidence < BAND
     assert report.unexplained == 0
     assert max(report.difference.values()) > 0.0  # it did compute in another precision
+
+
+def test_a_bundle_with_networks_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path / "bundle", seed=3)
+    with pytest.raises(BundleError, match="core is a network that this version builds otherwise") as refused:
+        load_weights(bundle, "core", torch.nn.Linear(2, 2))
+    assert "\n" not in str(refused.value)
