@@ -264,10 +264,10 @@ def _scheduler(config: TuneConfig) -> Any:
         return {**values, **kept}
 
     return Population(
-        time_attr="training_iteration", perturbation_interval=config.pbt.interval,
+        config.seed, time_attr="training_iteration", perturbation_interval=config.pbt.interval,
         hyperparam_mutations={key: mutations(parameter) for key, parameter in config.space.items()},
         quantile_fraction=config.pbt.quantile, resample_probability=config.pbt.resample,
-        custom_explore_fn=within_bounds, log_config=False, synch=True)
+        custom_explore_fn=within_bounds, log_config=False)
 
 
 def _searcher(plan: Plan, ledger: Ledger, points: list[dict[str, Any]]) -> Any:

@@ -280,6 +280,17 @@ def test_pbt_hands_teams_on_and_goes_on_after_a_stop(shared: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_population_repeats_from_its_seed(shared: Path, tmp_path: Path) -> None:
+    tune = tiny_tune(scheduler="pbt", trials=3, rungs=3, pbt={"quantile": 0.4, "resample": 0.5})
+    base = tiny_base("core.mappo.env_steps=3072")
+    first, second = ([[rung["changes"] for rung in trial["rungs"]]
+                      for trial in run_tiny(tmp_path / name, shared, tune, base)[0].trials]
+                     for name in ("first", "second"))
+    assert first == second
+    assert any(rungs[0] != rungs[-1] for rungs in first)  # somebody took over another's team and changed it
+
+
+@pytest.mark.slow
 def test_earlier_phases_can_be_searched(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial trains its own M-RMS on the shared regime network."""
     space = {"mrms.mappo.learning_rate.start": {"kind": "choice", "values": [0.001, 0.002]}}

@@ -1,8 +1,11 @@
 """A sweep's configuration: every fault is one line that names the key; every point drawn is a valid run."""
 
+import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import yaml
 from ray.tune.schedulers.pbt import _explore
@@ -11,7 +14,7 @@ from algospace.config import parse_config, read_yaml
 from algospace.errors import ConfigError
 from tests.command_line import Runner, runner
 from training.config import RunConfig
-from training.sweep.config import MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
+from training.sweep.config import METRIC, MUTABLE, TuneConfig, changed, check_space, dotted_keys, load_tune
 from training.sweep.trial import Plan
 from training.tune import _points, _resources, _scheduler, _tuning, sweep_hash
 
@@ -206,3 +209,44 @@ def test_a_sweep_has_room_for_all_processes_of_the_trials_that_run_at_once(
     plan = Plan(Path("unused"), sweep(max_concurrent=2, cpus_per_trial=0.5), changed(base, changes))
     assert plan.bundles == bundles
     assert _resources(plan) == resources
+
+
+def handed_on(tune: TuneConfig, disturbance: int) -> list[tuple[int, int, Any]]:
+    """(member, whose team it takes, its new value) of two meetings of six members, among other draws."""
+    population, members, found = _scheduler(tune), [MagicMock(status="PAUSED") for _ in range(6)], []
+    population.set_search_properties(METRIC, "max")
+    controller = MagicMock()
+    controller.get_trials.return_value = members
+    population._exploit = lambda _, trial, leader: found.append(
+        (members.index(trial), members.index(leader), population._get_new_config(trial, leader)[0][RATE]))
+    random.seed(disturbance)
+    np.random.seed(disturbance)
+    for number, member in enumerate(members):
+        member.config = {RATE: 0.001 * (number + 1)}
+        member.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = None
+        population.on_trial_add(controller, member)
+    for rung in (1, 2):
+        for state in population._trial_state.values():
+            state.last_train_time = rung
+        for member in (*members[3:], *members[:3]):
+            random.random()
+            population._checkpoint_or_exploit(member, controller, members[3:], members[:3])
+    assert random.random() == _after(disturbance, 12)  # the caller's own draws go on as if nothing had been
+    return found
+
+
+def _after(seed: int, draws: int) -> float:
+    generator = random.Random(seed)
+    return [generator.random() for _ in range(draws + 1)][-1]
+
+
+@pytest.mark.parametrize("resample", [0.0, 0.5, 1.0])
+def test_a_population_draws_from_its_seed_alone(resample: float) -> None:
+    def tune(seed: int) -> TuneConfig:
+        return sweep(scheduler="pbt", trials=6, seed=seed, pbt={"quantile": 0.5, "resample": resample})
+
+    first = handed_on(tune(3), 1)
+    assert first == handed_on(tune(3), 2)
+    assert first != handed_on(tune(4), 1)
+    assert len({leader for _, leader, _ in first}) > 1
+    assert len({value for *_, value in first}) > 2
