@@ -182,13 +182,15 @@ class SlidingBlock(EncoderBlock):
     of the N x N others.
     """
 
-    slopes: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(self, dim: int, heads: int, band: int) -> None:
         super().__init__(dim, heads)
         self.band = band
-        exponents = torch.arange(1, heads + 1, dtype=torch.float32) * (8.0 / heads)
-        self.register_buffer("slopes", torch.exp2(-exponents), persistent=False)
+        slopes = torch.exp2(-torch.arange(1, heads + 1, dtype=torch.float32) * (8.0 / heads))
+        distance = band - 1 + torch.arange(2 * band)[:, None] - torch.arange(3 * band - 1)
+        bias = (-slopes[:, None, None] * distance).masked_fill((distance < 0) | (distance >= band), -math.inf)
+        self.register_buffer("bias", bias, persistent=False)  # added to the scores of the last rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, D) -> (B, N - band + 1, D)."""
@@ -222,14 +224,9 @@ class SlidingBlock(EncoderBlock):
         return attended.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, heads, -1, size)[:, :, :rows]
 
     def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """(B, heads, Q, size), twice (B, heads, K, size) -> (B, heads, Q, size); the last of each is one row."""
-        count, seen = queries.shape[2], keys.shape[2]
-        device = self.slopes.device
-        distance = (seen - count + torch.arange(count, device=device)[:, None]
-                    - torch.arange(seen, device=device))
-        bias = (-self.slopes[:, None, None] * distance).masked_fill((distance < 0) | (distance >= self.band),
-                                                                     -math.inf)
-        return nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None])
+        """(B, heads, Q, size), twice (B, heads, K, size) -> (B, heads, Q, size); the last of each are one row."""
+        bias = self.bias[None, :, -queries.shape[2]:, -keys.shape[2]:]
+        return nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
 
 
 def sinusoids(length: int, dim: int) -> torch.Tensor:

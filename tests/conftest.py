@@ -27,9 +27,15 @@ def data_root() -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with tests on the shared Ray come last, so that it starts once and nobody else meets it."""
+    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in on_ray)
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs, without token authentication; shut down behind the module's last test."""
+    """A local Ray of two CPUs, without token authentication, for all tests that ask for it."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray  # only the tests that need it pay for the import
 
