@@ -125,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", default="easy,mid")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "full"))
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seeds", default="701")
     parser.add_argument("--train-seed", type=int, default=1)
     parser.add_argument("--train-bars", type=int, default=800_000)
@@ -135,8 +136,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = RegimeConfig(size=options.size, epochs=options.epochs, windows_per_epoch=10_240, learning_rate=2e-3,
-                          patience=3)
+    config = RegimeConfig(size=options.size, epochs=options.epochs, windows_per_epoch=10_240,
+                          learning_rate=options.learning_rate, patience=3)
     print(f"regime configuration {config.digest()[:12]}")
     for scenario in options.scenario.split(","):
         measure(scenario, config, options.train_bars, options.train_seed,
