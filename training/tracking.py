@@ -28,7 +28,7 @@ from pydantic import Field
 from algospace.config import FrozenConfig
 from training.spool import Spool, parsed
 
-SPOOL = "mlflow_spool.jsonl"
+SPOOL, TRACKING = "mlflow_spool.jsonl", "tracking.json"
 FLUSH_SECONDS = 5.0
 FLUSH_ROWS = 1000
 RETRY_SECONDS = 60.0

@@ -18,8 +18,10 @@ from tests.conftest import REPOSITORY
 from tests.integration.test_pipeline_run import TINY, run
 from tests.integration.test_tracking_mlflow import free_port, offline_run
 from training.config import RunConfig
+from training.evaluation.report import record
 from training.tracking import SPOOL, TrackingConfig, TrackingWarning
 
+EXPERIMENT = "desk-one"
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 
@@ -37,7 +39,7 @@ def offline(folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrackingWarning)
         offline_run(TrackingConfig(uri=store), folder)
-    config = load_config(RunConfig, QUICKSTART, [f"tracking.uri={store}"])
+    config = load_config(RunConfig, QUICKSTART, [f"tracking.uri={store}", f"tracking.experiment={EXPERIMENT}"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return store
 
@@ -83,20 +85,31 @@ def _sweep(folder: Path) -> None:
 
 
 def _evaluation(folder: Path) -> None:
+    config = load_config(RunConfig, folder / "config.yaml")
+    (folder / "config.yaml").unlink()
+    with pytest.warns(TrackingWarning):
+        record({"failures": [], "config_hash": "h", "fraction_of_limit": None, "alarms": [], "controls": {}},
+               config, [], folder)
+
+
+def _evaluation_of_old(folder: Path) -> None:
     (folder / "config.yaml").unlink()
 
 
-@pytest.mark.parametrize("kind", [_walk_forward, _sweep, _evaluation])
+@pytest.mark.parametrize("kind", [_walk_forward, _sweep, _evaluation, _evaluation_of_old])
 def test_the_history_of_whatever_keeps_one_can_be_uploaded(
         kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     store = offline(tmp_path)
     kind(tmp_path)
     code, _, err = call(monkeypatch, capsys, tmp_path)
-    assert ("give its store with --uri" if kind is _evaluation else store) in err
-    assert code == (2 if kind is _evaluation else 1)
-    code, out, _ = call(monkeypatch, capsys, tmp_path, "--uri", f"sqlite:///{tmp_path / 'later.db'}")
+    assert ("give its store with --uri" if kind is _evaluation_of_old else store) in err
+    assert code == (2 if kind is _evaluation_of_old else 1)
+    later = f"sqlite:///{tmp_path / 'later.db'}"
+    code, out, _ = call(monkeypatch, capsys, tmp_path, "--uri", later)
     assert code == 0
     assert "operations uploaded" in out
+    if kind is not _evaluation_of_old:
+        assert MlflowClient(later).get_experiment_by_name(EXPERIMENT) is not None
 
 
 @pytest.mark.slow

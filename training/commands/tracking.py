@@ -18,8 +18,10 @@ class TrackingError(AlgoSpaceError):
 
 
 def _kept_settings(folder: Path) -> dict[str, Any] | None:
-    """The section `tracking` of a run, a walk-forward or a sweep."""
-    for name, sections in (("config.yaml", ()), ("plan.json", ("base",))):
+    """The section `tracking` of a run, a walk-forward, a sweep or an evaluation."""
+    from training.tracking import TRACKING
+
+    for name, sections in (("config.yaml", ()), ("plan.json", ("base",)), (TRACKING, ())):
         if (folder / name).is_file():
             values = read_yaml(folder / name)  # JSON is YAML
             for section in sections:
@@ -44,7 +46,7 @@ def upload(
     kept = _kept_settings(run_dir)
     if kept is None and not spool.is_file():
         raise ConfigError(f"{run_dir}: not a run's folder (no config.yaml); give the folder of a run")
-    if kept is None and uri is None:  # an evaluation's folder holds no configuration
+    if kept is None and uri is None:  # an evaluation of an earlier version kept no settings
         raise ConfigError(f"{run_dir}: no configuration here says where its history belongs; give its store with "
                           f"--uri")
     settings = parse_config(TrackingConfig, {**(kept or {}), **({} if uri is None else {"uri": uri})},

@@ -10,7 +10,7 @@ from typing import Any
 from algospace.analysis.unit_judgement import POLICY
 from algospace.files import write_json, write_text
 from training.config import RunConfig
-from training.tracking import Tracker
+from training.tracking import TRACKING, Tracker
 
 REPORT = "report.json"
 
@@ -43,6 +43,8 @@ def record(document: dict[str, Any], config: RunConfig, files: Sequence[Path], s
     """Keep the figures and the written files in MLflow: under the run `parent_run_id`, or as a run of its own.
     `store` is the folder of the history where the configuration names no server."""
     name, resolved = f"{config.name}-evaluation", config.model_dump(mode="json")
+    if not (store / "config.yaml").is_file():  # a folder of its own; `algospace tracking upload` looks there
+        write_json(store / TRACKING, {"tracking": resolved["tracking"]})
     with Tracker.open(config.tracking, store, name, resolved, config.digest(), parent_run_id) as tracker:
         tags = {"phase": EVALUATION_PHASE, "passed": not document["failures"],
                 "config_hash": document["config_hash"]}
