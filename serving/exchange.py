@@ -4,15 +4,26 @@ little it carries, and several that wait for each other's turn cost more than on
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from algospace.errors import InternalError
 
-Told = tuple[str, int, dict[str, Any]]
-"""An event: topic, time (ns UTC), data."""
+
+class Told(NamedTuple):
+    """An event: topic, time (ns UTC), data, and its number among those of this side, by which the other side knows
+    one that it has heard, though its answer came too late."""
+
+    topic: str
+    ts_ns: int
+    data: dict[str, Any]
+    number: int
+
+
 Question = tuple[str, tuple[Any, ...]]
 """What is asked, and about what."""
 Call = Callable[[list[Told], list[Question]], Awaitable[list[Any]]]
@@ -52,6 +63,7 @@ class Exchange:
     def __init__(self, call: Call, seconds: float) -> None:
         self._call, self._pace = call, Pace(seconds)
         self._told: deque[Told] = deque()
+        self._numbers, self._telling = count(), threading.Lock()
         self._asked: list[tuple[Question, asyncio.Future[Any]]] = []
         self._work = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,10 +78,11 @@ class Exchange:
 
     def tell(self, topic: str, ts_ns: int, data: dict[str, Any]) -> None:
         """Add an event, from any thread."""
-        if len(self._told) >= _MOST_WAITING:
-            self._told.popleft()
-            self.lost += 1
-        self._told.append((topic, ts_ns, data))
+        with self._telling:  # or a lower number could come behind a higher one, and would count as heard
+            if len(self._told) >= _MOST_WAITING:
+                self._told.popleft()
+                self.lost += 1
+            self._told.append(Told(topic, ts_ns, data, next(self._numbers)))
         if not self._work.is_set() and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._work.set)
 

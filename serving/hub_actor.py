@@ -57,6 +57,7 @@ class HubBody:
         self._aliases: Aliases | None = None
         self._configured = ""
         self._seen: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, int] = {}
         self._answers = make_table(LimitsSettings.model_validate(limits or {}))
         self._told: dict[str, tuple[float, Readings]] = {}
         self._switch = SwitchState()
@@ -83,11 +84,14 @@ class HubBody:
 
     async def exchange(self, at: Place, events: list[Told],
                        questions: Sequence[Question]) -> tuple[list[Any], Update]:
-        """Number these events; what the table of answers (serving.idempotency) says to each question, in order;
-        and the news there is, without waiting for any."""
-        for topic, ts_ns, data in events:
-            self._log.append(topic, ts_ns, data)
+        """Number these events, but for those that this replica has told before; what the table of answers
+        (serving.idempotency) says to each question, in order; and the news there is, without waiting for any."""
+        heard = self._heard.get(at.replica, -1)
+        for event in events:
+            if event.number > heard:
+                self._log.append(event.topic, event.ts_ns, event.data)
         if events:
+            self._heard[at.replica] = max(heard, events[-1].number)
             self._tell()
         asked: dict[str, Callable[..., Settled]] = {"find": self._answers.find, "settle": self._answers.settle}
         return [asked[name](*about) for name, about in questions], self._update(at)

@@ -4,6 +4,7 @@ whom it concerns, and no event is lost to one."""
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import deque
@@ -80,7 +81,7 @@ def test_many_go_in_few_calls_and_each_gets_its_own_answer() -> None:
     assert 2 <= len(other.calls) <= 30
     asked = [about for call in other.calls for _, about in call]
     assert asked == sorted(asked)
-    assert [ts for _, ts, _ in other.told] == list(range(300))
+    assert [event.ts_ns for event in other.told] == list(range(300))
 
 
 def test_a_lone_question_and_a_lone_event_wait_for_nothing() -> None:
@@ -165,8 +166,8 @@ def test_events_are_told_in_order_and_lost_only_if_they_are_refused(failures: li
             exchange.tell("trade", 2, {})
             await until(lambda: not other.fails)
             exchange.tell("trade", 3, {})
-            await until(lambda: bool(other.told) and other.told[-1][1] == 3)
-            assert [ts for _, ts, _ in other.told] == ([3] if lost else [1, 2, 3])
+            await until(lambda: bool(other.told) and other.told[-1].ts_ns == 3)
+            assert [event.ts_ns for event in other.told] == ([3] if lost else [1, 2, 3])
             assert exchange.lost == lost
 
     asyncio.run(play())
@@ -252,6 +253,22 @@ def test_what_a_thread_tells_between_the_look_and_the_wait_is_not_left_lying() -
         threads.append(threading.Thread(target=exchange.tell, args=("shadow", 2, {})))
         async with asyncio.timeout(10.0):
             await exchange.step(60.0)
-        assert [ts for _, ts, _ in other.told] == [1, 2]
+        assert [event.ts_ns for event in other.told] == [1, 2]
 
     asyncio.run(play())
+
+
+def test_numbers_rise_whichever_thread_tells() -> None:
+    exchange = Exchange(Other(), 0.0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [exchange.tell("trade", 0, {}) for _ in range(4_000)])
+                   for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert [event.number for event in exchange._told] == list(range(16_000))

@@ -181,6 +181,30 @@ def test_a_replica_is_ready_again_after_an_error_however_much_it_has_to_tell(bun
     asyncio.run(play())
 
 
+def test_what_the_actor_has_heard_counts_once_however_late_it_says_so(
+        bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.hub_link._SILENCE_S", 0.3)
+
+    async def play() -> None:
+        actor = Remote(SETTINGS)
+        link = opened(bundles[0], actor)
+        await link.start()
+        service = link._service
+        for number in range(9):
+            if number in (2, 5):
+                actor.late["exchange"] = 2
+            service.hub.publish("trade", {"n": number})
+            await asyncio.sleep(0.02)
+        await until(lambda: any(e.data == {"n": 8} for e in actor.body._log.after(0, 99)))
+        await asyncio.sleep(0.1)
+        for log in (actor.body._log, service.hub.log):
+            told = [e.data["n"] for e in log.after(log.first - 1, 99) if e.topic == "trade"]
+            assert told == list(range(9))
+        await link.stop()
+
+    asyncio.run(play())
+
+
 def test_nobody_waits_for_an_actor_that_never_answers(bundles: list[Bundle],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch, a look, a scrape and a report end with one line; the replica decides on, and follows later."""
