@@ -134,6 +134,8 @@ class Watched(Generic[T]):
         except ConfigError as error:  # the file's fault, or the machine's, which passes: it is read again
             self._kept(signature, str(error))
             return
+        if self._signature() != signature:  # changed or taken away while it was read: the next look reads again
+            return
         self._seen, self._value = signature, value
         self.generation += 1
 

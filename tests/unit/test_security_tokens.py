@@ -205,6 +205,29 @@ def test_a_revocation_that_could_not_be_read_once_is_read_again(tmp_path: Path,
     assert site.refuses(token)
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_a_list_that_is_taken_away_while_it_is_read_is_no_empty_one(tmp_path: Path, back: bool) -> None:
+    site = Site(tmp_path)
+    token = site.sign()
+    revoke(site.revoked, user="ann")
+    assert site.refuses(token)
+    revoke(site.revoked, user="bob")  # there is something new to read
+    watched, text = site.authenticator._revoked, site.revoked.read_text()
+    read = watched._read
+
+    def too_late(path: Path) -> Any:
+        site.revoked.unlink()
+        found = read(path)
+        if back:
+            site.revoked.write_text(text)
+        watched._read = read
+        return found
+
+    watched._read = too_late
+    assert site.refuses(token)
+    assert site.refuses(token)
+
+
 def test_a_remembered_token_expires(tmp_path: Path) -> None:
     site = Site(tmp_path)
     now = time.time()
