@@ -136,9 +136,10 @@ def verdict(policy: SessionResult, against: Mapping[str, Mapping[str, Any]]) -> 
         lines = ["The policy came out even after costs."]
     for name, other in against.items():
         lead = other["net_pnl_difference"]
-        words = {True: "beats", False: "loses to"}[lead > 0.0] if lead != 0.0 else "equals"
+        whom, words = name.replace("_", " "), "beats" if lead > 0.0 else "loses to"
         doubt = "" if other["significant"] else "; the difference is within chance (95 % interval holds 0)"
-        lines.append(f"It {words} {name.replace('_', ' ')} by {abs(lead):,.0f} {currency} after costs{doubt}.")
+        lines.append(f"It {words} {whom} by {abs(lead):,.0f} {currency} after costs{doubt}." if lead
+                     else f"It ends level with {whom} after costs.")
     return lines
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numba as nb
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,8 @@ from envs.config import CoreEnvConfig
 from envs.core_env import CoreEnv
 from tests.training_market import MarketOnDisk, save_market
 from training.evaluation.unit_run import unit_run
-from training.mappo.core_team import CoreSampler, CoreTeamModule
+from training.mappo.core_rollout import Weights, _decide
+from training.mappo.core_team import CoreSampler, CoreTeamModule, drawn
 from training.mappo.module import TeamModule, build_team_module
 from training.mappo.risk_team import RiskSampler, RiskTeamModule
 from training.mappo.tables import mirrored
@@ -123,18 +125,89 @@ def test_risk_rollouts_are_on_policy(training_market: MarketOnDisk) -> None:
         assert_on_policy(module, sampler.sample(STEPS, tick, 1.0))
 
 
-def test_sampled_actions_follow_the_stored_probabilities(training_market: MarketOnDisk) -> None:
-    spec = training_market.core_spec() | SAMPLING | {"envs_per_shard": 64}
-    module = lively(build_team_module(spec))
-    batch = tensors(CoreSampler(module, spec, 0).sample(32, 0, 1.0))
+def lively_sampler(market: MarketOnDisk, kind: str, shard: int = 0, **changes: Any) -> Any:
+    """A fresh sampler of a small team."""
+    spec = (market.core_spec() if kind == "core" else market.risk_spec()) | SAMPLING | changes
+    return (CoreSampler if kind == "core" else RiskSampler)(lively(build_team_module(spec)), spec, shard)
+
+
+@pytest.mark.parametrize("kind", ["core", "risk"])
+def test_sampled_actions_follow_the_stored_probabilities(training_market: MarketOnDisk, kind: str) -> None:
+    sampler = lively_sampler(training_market, kind, envs_per_shard=64)
+    batch = tensors(sampler.sample(32, 0, 1.0))
     with torch.no_grad():
-        p = torch.softmax(module.evaluate(batch)[0], -1)
-    for agent in range(4):
+        p = torch.softmax(sampler.module.evaluate(batch)[0], -1)
+    for agent in range(p.shape[2]):
         kept = batch["valid"][..., agent]
-        taken = torch.nn.functional.one_hot(batch["actions"][..., agent].long(), 3)[kept].float()
+        taken = torch.nn.functional.one_hot(batch["actions"][..., agent].long(), p.shape[3])[kept].float()
         expected = p[..., agent, :][kept]
         deviation = (expected * (1.0 - expected)).sum(0).sqrt() / kept.sum()
         assert ((taken.mean(0) - expected.mean(0)).abs() <= 4.5 * deviation + 1e-6).all()
+
+
+NEARLY_ONE = 1.0 - 2.0**-53
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1.0 - 2.0**-25, NEARLY_ONE])
+def test_no_draw_takes_a_forbidden_action(u: float) -> None:
+    """Rounded probabilities may add up to less than 1: what is left is nobody's."""
+    logits = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
+    for forbidden in ([2], [1], [0], [1, 2]):
+        masked = logits.clone()
+        masked[:, forbidden] = -1e9
+        actions, log_p = drawn(masked, torch.full((len(logits),), u, dtype=torch.float64))
+        assert not torch.isin(actions, torch.tensor(forbidden)).any()
+        assert log_p.min() > -100.0
+
+
+@nb.njit
+def decided(bias: Any, hidden: Any, weights: Any, allowed: Any, u: float, out: Any) -> None:
+    second = np.empty_like(hidden)
+    for n in range(bias.shape[0]):
+        weights.head_bias[0] = bias[n]
+        hidden[:] = 0.0
+        out[n] = _decide(hidden, second, weights, 0, 0, allowed, u)[0]
+
+
+def test_no_compiled_draw_takes_a_forbidden_action() -> None:
+    bias = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float32)
+    sizes = {"account": (8, 4), "own": (2, 4), "agent": (4, 4), "execution": (12, 2), "execution_bias": (2,),
+             "out": (4, 4), "out_bias": (4,), "head": (4, 3, 4), "head_bias": (4, 3), "bank": (1, 4)}
+    weights = Weights(**{name: np.zeros(size, np.float32) for name, size in sizes.items()})
+    for allowed in ([True, True, False], [True, False, True], [True, False, False]):
+        for u in (0.0, 0.5, 1.0 - 2.0**-25, NEARLY_ONE):
+            out = np.empty(len(bias), np.int64)
+            decided(bias, np.zeros(4, np.float32), weights, np.array(allowed), u, out)
+            assert np.array(allowed)[out].all()
+
+
+@pytest.mark.parametrize("kind", ["core", "risk"])
+def test_every_tick_draws_and_masks_anew(training_market: MarketOnDisk, kind: str) -> None:
+    first, again, other = (lively_sampler(training_market, kind).sample(STEPS, tick, 1.0) for tick in (0, 0, 1))
+    np.testing.assert_array_equal(first["actions"], again["actions"])
+    for name in ("actions", "mask_rows"):  # the market and the accounts begin alike: the draws differ
+        assert (first[name][:, 0] != other[name][:, 0]).any()
+
+
+@pytest.mark.parametrize("kind", ["core", "risk"])
+def test_a_segment_is_its_actions_played_by_its_own_environments(training_market: MarketOnDisk, kind: str) -> None:
+    """At the costs that were asked for, in the direction that it says."""
+    batch = lively_sampler(training_market, kind, shard=1).sample(STEPS, 0, 3.0)
+    env = lively_sampler(training_market, kind, envs_per_shard=2 * ENVS).env  # both shards' environments
+    env.cost_scale = 3.0
+    np.testing.assert_array_equal(batch["mirrored"], env.signs[ENVS:] < 0.0)
+    rewards, discounts = np.zeros(2 * ENVS, np.float32), np.zeros(2 * ENVS, np.float32)
+    actions = np.concatenate((np.ones_like(batch["actions"]), batch["actions"]))
+    for t in range(STEPS):
+        np.testing.assert_array_equal(batch["rows"][:, t], env.rows[ENVS:])
+        now = np.ascontiguousarray(actions[:, t])
+        if kind == "core":
+            env.vote(np.ascontiguousarray(now[:, :3]))
+            env.execute(np.ascontiguousarray(now[:, 3]), rewards, discounts)
+        else:
+            env.step(now, rewards, discounts)
+        np.testing.assert_array_equal(batch["rewards"][:, t], rewards[ENVS:])
+        np.testing.assert_array_equal(batch["discounts"][:, t], discounts[ENVS:])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from algospace.errors import SchemaError
 from tests.training_market import MarketOnDisk
 from training.checkpoints import CheckpointWarning, last_checkpoint, save_checkpoint
 from training.interruption import Interruption
+from training.mappo import finite
 from training.mappo.finite import (
     NonFiniteError,
     first_nonfinite_parameter,
@@ -142,11 +146,22 @@ def test_nan_in_the_experts_columns_is_refused(table: TrainingTable) -> None:
         refuse_nonfinite_table(TrainingTable(table.market, table.regime_vectors, proposals), "market")
 
 
-def test_a_reward_that_is_no_number_names_environment_and_row() -> None:
+@given(st.lists(st.sampled_from([1.0, 2.0, math.nan, math.inf]), min_size=1, max_size=20), st.booleans())
+def test_a_table_is_searched_block_by_block_as_in_one_piece(values: list[float], late: bool) -> None:
+    """`late`: the column's leading NaN are allowed, however many blocks they fill."""
+    begin = next((row for row, x in enumerate(values) if math.isfinite(x)), len(values)) if late else 0
+    expected = next(((row, 0) for row, x in enumerate(values) if row >= begin and not math.isfinite(x)), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finite, "_BLOCK", 4)
+        assert finite._first_nonfinite(np.array(values), late) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_reward_that_is_no_number_names_environment_and_row(value: float) -> None:
     columns = {"rewards": np.zeros((3, 4), np.float32), "rows": np.arange(12).reshape(3, 4) + 100}
     require_finite_rewards(columns)
-    columns["rewards"][2, 1] = np.nan
-    with pytest.raises(NonFiniteError, match=r"environment 2 at table row 109.*is nan"):
+    columns["rewards"][2, 1] = value
+    with pytest.raises(NonFiniteError, match=rf"environment 2 at table row 109.*is {value}"):
         require_finite_rewards(columns)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from algospace.analysis.baselines import run_baselines
-from algospace.analysis.report import backtest_result, curves_of, monthly_table, write_report
+from algospace.analysis.report import backtest_result, compare, curves_of, monthly_table, verdict, write_report
 from algospace.execution.replay import OrderArrays, run_precomputed
 from algospace.execution.venue import SimulatedVenue
 from algospace.instruments import instrument
@@ -69,6 +69,12 @@ def test_a_policy_that_never_trades_is_reported_as_such(tmp_path):
     assert "No trade was closed." in page
     assert "NaN" not in page
     assert ">nan" not in page
+
+
+def test_an_equal_run_is_level_with_it():
+    policy = backtest()[0]
+    found = verdict(policy, {"buy_and_hold": compare(policy, policy)})
+    assert found[1:] == ["It ends level with buy and hold after costs."]
 
 
 def test_months_add_up_to_the_net_profit():

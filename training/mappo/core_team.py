@@ -204,8 +204,8 @@ class CoreSampler:
 def drawn(logits: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, AnyArray]:
     """Categorical draws (...) by u (...) in [0, 1) from logits (..., n), and their log-probabilities."""
     log_p = torch.log_softmax(logits, -1)
-    passed = log_p.exp().cumsum(-1)[..., :-1] <= u.unsqueeze(-1)
-    actions = passed.sum(-1)
+    reached = log_p.double().exp().cumsum(-1)  # up to 1 but for rounding: u is a share of what is there
+    actions = (reached[..., :-1] <= u.unsqueeze(-1) * reached[..., -1:]).sum(-1)
     return actions, log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1).numpy()
 
 
