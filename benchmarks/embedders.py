@@ -2,10 +2,10 @@
 
     python -m benchmarks.embedders [--steps 128] [--segments 8] [--window 60]
 
-Rows per processor second, forward and backward, one thread, median of five interleaved rounds. The peer is the
-same network through `Embedder.embed_segment` of the base class, which unfolds every window: what an embedder must do
-that cannot share work between rows. `lstm` is its own peer; `lstm_recurrent` remembers more along a segment than its
-window, so its two ways do not compute the same.
+Rows per processor second, forward and backward, one thread, median of five interleaved rounds. The peer is
+the same network through `Embedder.embed_segment` of the base class, which unfolds every window: what an
+embedder must do that cannot share work between rows. `lstm` is its own peer; `lstm_recurrent` remembers more
+along a segment than its window, so its two ways do not compute the same.
 """
 
 from __future__ import annotations
