@@ -1,5 +1,6 @@
 """Contracts of the batched environments: determinism, shards, state, values, refusals."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -45,6 +46,30 @@ def test_vector_contracts(name: str) -> None:
     checks.check_determinism(lambda: make(0, 12), 4, 8, 1)
     checks.check_shards(make, 4, 8, 1, 12)
     checks.check_state(lambda: make(3, 12), 3, 8, 1)
+
+
+@pytest.mark.parametrize("mechanics", ["full", "unit"])
+def test_the_risk_unit_is_of_its_rows_alone(mechanics: str) -> None:
+    """Rows of validation and test must not scale the rewards of training."""
+    config, start, stop = CoreEnvConfig(mechanics=mechanics, base_size=2), 100, 300
+    returns = [math.log(TABLE.close[row] / TABLE.close[row - 1] / TABLE.roll[row]) for row in range(start, stop)]
+    expected = float(np.std(returns)) if mechanics == "unit" else TABLE.atr[start:stop].mean() * 50.0 * 2
+    assert risk_unit_of(TABLE, SYNTH, config, start, stop) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_unit_held_earns_the_return_without_the_jump_of_a_roll() -> None:
+    assert (TABLE.roll[30:590] != 1.0).sum() > 5
+    config = CoreEnvConfig(mechanics="unit", episode_bars=559)
+    env = VectorCoreEnv(TABLE, SYNTH, config, PROPOSALS, 30, 590, 1, 5, 1.0, mirror=False)
+    env.cost_scale = 0.0
+    assert env.rows[0] == 30
+    held = 0.0
+    for row in range(31, 589):
+        voting = env.voting[0]
+        reward = checks.take_step(env, np.array([[2, 2, 2, 1]], np.int8)).rewards[0]
+        held = 1.0 if voting and not TABLE.filled[row] else held
+        earned = held * math.log(TABLE.close[row] / TABLE.close[row - 1] / TABLE.roll[row])
+        assert reward == pytest.approx(earned, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", MAKES)

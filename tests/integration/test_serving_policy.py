@@ -140,11 +140,30 @@ def test_hard_limits_bind_a_team_trained_on_unit_mechanics(tmp_path: Path, table
         risk = modest.proposal.contracts * (modest.proposal.stop_distance * spec.multiplier + exit_cost)
         assert risk <= limits.risk_per_trade * equity * (1.0 + 1e-9)
         cut += modest.proposal.limit == "RISK_PER_TRADE"
+        one = (rich.proposal.stop_distance * spec.multiplier + exit_cost) / limits.risk_per_trade
+        for equity, affordable in ((0.999999 * one, 0.0), (1.000001 * one, 1.0)):  # the costs of the exit count
+            exact = policy.decide(row, account_record(equity=equity, day_start=equity, peak=equity))
+            assert exact.proposal.contracts == affordable
         lost = policy.decide(row, account_record(equity=0.94 * 1e7, day_start=1e7, peak=1e7))
         assert lost.reason is not Reason.EXECUTE
         if lost.direction:
             assert (lost.proposal.contracts, lost.proposal.limit) == (0.0, "DAILY_LOSS")
     assert cut > 5
+
+
+@pytest.mark.parametrize("position", [0.0, 1.0, -3.0])
+def test_a_unit_team_sees_a_side_and_money_as_a_share_of_the_notional(tmp_path: Path, table: MarketTable,
+                                                                      position: float) -> None:
+    bundle = random_bundle(tmp_path / "unit", env=CoreEnvConfig(mechanics="unit"))
+    close, atr, clock = 5000.0, 4.0, np.array([[0.1, 0.2]])
+    notional = close * bundle.instrument.multiplier * max(abs(position), 1.0)
+    gain = 2.5 * bundle.manifest.risk_unit * notional
+    account = account_record(position=position, entry=close - 2.0, stop=close - 8.0, target=close + 8.0,
+                             equity=1e6 + gain, day_start=1e6)
+    seen = Desk(bundle, 1).observe(close, atr, clock, account)[0]
+    side = np.sign(position)
+    np.testing.assert_allclose(seen, [side, side * 2.0 / atr, 0.0, 0.0, 0.0, 0.25, 0.1, 0.2], rtol=1e-5)
+    assert account["position"] == position  # the caller's record is its own
 
 
 def test_without_dropout_one_mask_decides(tmp_path: Path, table: MarketTable) -> None:
