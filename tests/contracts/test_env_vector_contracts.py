@@ -12,7 +12,7 @@ from algospace.risk.limits import LimitsConfig
 from algospace.types import Float32Array
 from envs import checks
 from envs.config import CoreEnvConfig, RiskEnvConfig
-from envs.vector_core import VectorCoreEnv, risk_unit_of
+from envs.vector_core import VectorCoreEnv, build_market, risk_unit_of
 from envs.vector_risk import VectorRiskEnv
 from tests.env_market import random_proposals, random_table
 
@@ -70,6 +70,13 @@ def test_a_unit_held_earns_the_return_without_the_jump_of_a_roll() -> None:
         held = 1.0 if voting and not TABLE.filled[row] else held
         earned = held * math.log(TABLE.close[row] / TABLE.close[row - 1] / TABLE.roll[row])
         assert reward == pytest.approx(earned, abs=1e-7)
+
+
+@pytest.mark.parametrize("points", ["bar", "synergy"])
+def test_episodes_may_begin_wherever_they_end_inside_the_split(points: str) -> None:
+    event = TABLE.decision & TABLE.synergy_event if points == "synergy" else np.ones(len(TABLE), np.bool_)
+    market = build_market(TABLE, CoreEnvConfig(episode_bars=32, decision_points=points), 30, 590)
+    assert market.starts.tolist() == [row for row in range(30, 590) if row + 32 <= 589 and event[row]]
 
 
 @pytest.mark.parametrize("name", MAKES)
