@@ -27,6 +27,9 @@ ACCOUNT_FEATURES = 8
 SHAPING_CLIP = 10.0
 START_LANE, SIGN_LANE = 0, 1
 AHEAD = 8  # environments between the request for a cache line and its use
+EXACT: dict[str, Any] = {"fastmath": False, "error_model": "python"}
+"""Said aloud where a caller has it otherwise: numba compiles a function with what its first caller says, and keeps
+that in the cache for everybody."""
 
 
 BAR_DTYPE = np.dtype([
@@ -127,7 +130,7 @@ def _atr(market: Any, rules: Any, row: int) -> float:
     return atr if atr > rules.tick else rules.tick
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, **EXACT)
 def observe_kernel(batch: Any, market: Any, rules: Any, limits: Any, out: Float32Array) -> None:
     """Account features (E, 8); see VectorCoreEnv.observe."""
     scale = 1.0 if rules.unit else limits.max_position
@@ -157,7 +160,7 @@ def agreed_direction(first: int, second: int, third: int) -> int:
     return int(longs >= 2) - int(shorts >= 2)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, **EXACT)
 def vote_kernel(batch: Any, market: Any, rules: Any, limits: Any, proposals: Float32Array, votes: AnyArray,
                 proposal: Float32Array, limit_codes: AnyArray) -> None:
     """First half-step: votes (E, 3) -> opportunity, asked, action mask and the limited proposal."""
@@ -278,7 +281,7 @@ def _ruined(account: Any, rules: Any, limits: Any) -> bool:
             or account.equity - account.day_start <= -limits.daily_loss * account.day_start)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, **EXACT)
 def execute_kernel(batch: Any, market: Any, rules: Any, limits: Any, venue: Any, side_cost: float, fills: AnyArray,
                    actions: AnyArray, rewards: Float32Array, discounts: Float32Array) -> None:
     """Second half-step: play the bar (or the bars up to the next voting row); see VectorCoreEnv.execute."""

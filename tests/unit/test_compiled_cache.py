@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 from algospace.compiled import _forget_old, _source_hash
+from tests.conftest import REPOSITORY
 
 
 def test_a_changed_callee_changes_the_cache_folder(tmp_path: Path) -> None:
@@ -20,6 +23,25 @@ def test_a_changed_callee_changes_the_cache_folder(tmp_path: Path) -> None:
     assert _source_hash(tmp_path) == before
     source.write_text(source.read_text().replace("return x", "return x + 1"))
     assert _source_hash(tmp_path) != before
+
+
+def test_whoever_compiles_a_function_first_does_not_choose_its_arithmetic() -> None:
+    """numba compiles a callee with its first caller's `fastmath` and keeps that in the cache for everybody: a
+    session would depend in its last bits on whether somebody has trained before."""
+    paths = [path for package in ("agents", "algospace", "envs", "serving", "training")
+             for path in (REPOSITORY / package).rglob("*.py") if "fastmath=" in path.read_text()]
+    modules = [importlib.import_module(".".join(p.relative_to(REPOSITORY).with_suffix("").parts)) for p in paths]
+    callers = {value for module in modules for value in vars(module).values()
+               if isinstance(value, Dispatcher) and value.targetoptions.get("fastmath")}
+    assert callers
+    called = set()
+    for caller in callers:
+        function = caller.py_func
+        found = (function.__globals__.get(name) for name in function.__code__.co_names)
+        called |= {callee for callee in found if isinstance(callee, Dispatcher)
+                   and callee.targetoptions.get("inline") != "always"}
+    assert called
+    assert [callee.__name__ for callee in called if "fastmath" not in callee.targetoptions] == []
 
 
 def test_old_versions_are_forgotten(tmp_path: Path) -> None:
