@@ -68,6 +68,10 @@ def test_every_closed_trade_is_told_once_when_it_is_known(seed: int) -> None:
     assert len({threshold for *_, threshold in policy.known}) > 3
 
 
+def test_a_trade_that_ends_level_has_not_gained() -> None:
+    assert [ClosedTrade(1, 2, 1.0, pnl).gained for pnl in (-0.01, 0.0, 0.01)] == [False, False, True]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_session_replayed_is_equal_to_the_bit_even_with_the_same_policy(seed: int) -> None:
     first, journal, policy = run(seed)

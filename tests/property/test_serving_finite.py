@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algospace.errors import InternalError
+from serving.batch import BatchDecisions
 from serving.bundle import Bundle
 from serving.calls import Call
 from serving.routes.described import example_row
@@ -54,6 +55,14 @@ def numbers(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [n for inner in value for n in numbers(inner)]
     return [value]
+
+
+@pytest.mark.parametrize("name", ["confidence", "orders", "votes", "uncertainty"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_any_number_of_a_row_that_is_none_spoils_that_row(name: str, value: float) -> None:
+    decisions = BatchDecisions.of_nothing(3)
+    getattr(decisions, name).reshape(3, -1)[1, -1] = value
+    assert decisions.finite.tolist() == [True, False, True]
 
 
 @settings(max_examples=150, deadline=None)

@@ -114,6 +114,14 @@ def test_a_bound_on_uncertainty_names_itself() -> None:
     assert judge(voters, execution, strict).reason is Reason.HIGH_UNCERTAINTY
 
 
+def test_the_bound_is_on_what_the_masks_disagree_about_not_on_what_they_all_leave_open() -> None:
+    voters, execution = sure(2, 2, 2, samples=2)
+    voters[:] = (0.0, 0.0, 0.5)  # far from sure, every mask alike
+    verdict = judge(voters, execution, Gate(GateConfig(max_uncertainty=1e-3), threshold=0.1))
+    assert verdict.uncertainty.entropy > 0.5
+    assert verdict.reason is Reason.EXECUTE
+
+
 def test_kappa_charges_for_spread() -> None:
     raw = np.array([[0.9, 0.5, 0.9, 0.5]])
     assert confidences(raw, 1.0, 0.0)[0] == pytest.approx(0.7)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from agents.calibration import AdaptiveConformal, calibrate, candidates, precision_bound
 from agents.gate import NOTHING_PASSES, GateConfig, confidences
@@ -94,6 +95,18 @@ def test_the_promise_names_its_bound_and_what_it_rests_on() -> None:
     assert shut.precision_bound is None
     assert shut.statement == "cannot promise 99.0% of executed trades with a net gain from 600 trades: the gate " \
                              "stays shut"
+
+
+def test_each_coverage_passes_its_share_of_the_trades_and_has_the_exact_bound() -> None:
+    """At the bound so many gains or more have just the probability that all thresholds tried share."""
+    config, rng = GateConfig(promise_level=0.8, min_trades=50), np.random.default_rng(0)
+    confidence, gained = rng.permutation(300) / 300.0, rng.random(300) < 0.6
+    tried = candidates(confidence, gained, config)
+    assert [c.trades for c in tried] == [300, 270, 240, 210, 180, 150, 120, 90, 60]
+    for found in tried:
+        best = np.argsort(confidence)[300 - found.trades:]
+        assert (found.threshold, found.gains) == (confidence[best].min(), gained[best].sum())
+        assert binom.sf(found.gains - 1, found.trades, found.bound) == pytest.approx((1.0 - 0.8) / 10)
 
 
 def test_the_first_threshold_that_keeps_the_promise_is_the_largest_coverage() -> None:
