@@ -15,7 +15,15 @@ from algospace.execution.journal import (
     Ordered,
     ResumingJournal,
 )
-from algospace.execution.mechanics import FillCause
+from algospace.execution.mechanics import (
+    ACCOUNT_DTYPE,
+    FILL_DTYPE,
+    MAX_FILLS_PER_BAR,
+    FillCause,
+    advance,
+    open_account,
+    venue_record,
+)
 from algospace.execution.session import Session, TableFeed
 from algospace.execution.venue import SimulatedVenue
 from algospace.instruments import instrument
@@ -160,3 +168,24 @@ def test_results_do_not_depend_on_the_journal(tmp_path):
     reopened = ResumingJournal(FileJournal(tmp_path / "c"))
     assert len(reopened) == 0
     np.testing.assert_equal(list(reopened), [])
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+@pytest.mark.parametrize(("opens", "reaches", "fills_at"), [
+    (1, 1, 1), (2, 2, 2), (0, 1, 0), (-4, 1, 0), (0, 0, None), (-4, 0, None)])
+def test_a_target_fills_one_tick_through_it_and_a_gap_through_it_at_the_open(side: float, opens: int, reaches: int,
+                                                                            fills_at: int | None) -> None:
+    """All in ticks beyond the target, the bar's open and the farthest that it trades."""
+    tick, target = 0.25, 5000.0 + side * 10.0
+    venue = venue_record(tick, 50.0, 0.0, 1.0, "pessimistic")
+    account, fills = np.zeros(1, ACCOUNT_DTYPE), np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
+    open_account(account[0], 100_000.0, 5000.0, 1)
+    account["position"], account["entry"] = side, 5000.0
+    account["stop"], account["target"] = 5000.0 - side * 10.0, target
+    opened, far, near = (target + side * tick * ticks for ticks in (opens, reaches, min(opens, 0) - 1))
+    count = advance(account[0], venue[()], False, 0.0, 0.0, 0.0, opened, max(far, near), min(far, near), near, 1.0,
+                    1, fills)
+    assert count == (fills_at is not None)
+    if fills_at is not None:
+        assert fills[0]["price"] == target + side * tick * fills_at
+        assert fills[0]["cause"] == FillCause.TARGET
