@@ -22,6 +22,7 @@ from algospace.execution.mechanics import (
     FillCause,
     advance,
     open_account,
+    pass_bar,
     venue_record,
 )
 from algospace.execution.session import Session, TableFeed
@@ -189,3 +190,23 @@ def test_a_target_fills_one_tick_through_it_and_a_gap_through_it_at_the_open(sid
     if fills_at is not None:
         assert fills[0]["price"] == target + side * tick * fills_at
         assert fills[0]["cause"] == FillCause.TARGET
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_stop_that_a_gap_jumps_fills_at_the_open_and_pays_its_slippage(side: float) -> None:
+    account, fills = np.zeros(1, ACCOUNT_DTYPE), np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
+    open_account(account[0], 100_000.0, 5000.0, 1)
+    account["position"], account["entry"], account["stop"] = side, 5000.0, 5000.0 - side * 10.0
+    opened = 5000.0 - side * 15.0
+    venue = venue_record(0.25, 50.0, 0.0, 2.0, "pessimistic")[()]
+    assert advance(account[0], venue, False, 0.0, 0.0, 0.0, opened, opened, opened, opened, 1.0, 1, fills) == 1
+    assert fills[0]["price"] == opened - side * 0.5
+    assert account["equity"][0] == 100_000.0 - 15.5 * 50.0
+
+
+def test_a_trading_day_that_begins_with_a_missing_bar_begins_there() -> None:
+    account, fills = np.zeros(1, ACCOUNT_DTYPE), np.zeros(MAX_FILLS_PER_BAR, FILL_DTYPE)
+    open_account(account[0], 100_000.0, 5000.0, 1)
+    account["equity"] = 101_000.0
+    pass_bar(account[0], venue_record(0.25, 50.0, 0.0, 1.0, "pessimistic")[()], 5000.0, 1.0, 2, fills)
+    assert (account["day"][0], account["day_start"][0]) == (2, 101_000.0)
