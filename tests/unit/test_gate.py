@@ -122,6 +122,21 @@ def test_the_bound_is_on_what_the_masks_disagree_about_not_on_what_they_all_leav
     assert verdict.reason is Reason.EXECUTE
 
 
+def test_what_equals_a_bound_passes_it() -> None:
+    voters, execution = sure(2, 2, 2, samples=2)
+    voters[1, 0] = (0.0, 20.0, 19.0)
+    found = judge(voters, execution)
+    confidence, information = found.confidence, found.uncertainty.mutual_information
+    assert 0.0 < confidence < 1.0
+    assert information > 0.0
+    for threshold, limit, reason in (
+            (confidence, information, Reason.EXECUTE),
+            (np.nextafter(confidence, 1.0), information, Reason.LOW_CONFIDENCE),
+            (confidence, np.nextafter(information, 0.0), Reason.HIGH_UNCERTAINTY)):
+        gate = Gate(GateConfig(max_uncertainty=limit), threshold=threshold)
+        assert judge(voters, execution, gate).reason is reason
+
+
 def test_kappa_charges_for_spread() -> None:
     raw = np.array([[0.9, 0.5, 0.9, 0.5]])
     assert confidences(raw, 1.0, 0.0)[0] == pytest.approx(0.7)
