@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from algospace.ray_token import own_ray_token
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -35,10 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs, without token authentication, for all tests that ask for it."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    """A local Ray of two CPUs for all tests that ask for it. It asks for a token as a command's own does: a process
+    keeps the way of its first Ray, and workers that have another cannot hand their blocks back to it."""
     import ray  # only the tests that need it pay for the import
 
+    own_ray_token()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
