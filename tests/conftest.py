@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs for all tests that ask for it. It asks for a token as a command's own does: a process
-    keeps the way of its first Ray, and workers that have another cannot hand their blocks back to it."""
+    """A local Ray of two CPUs for all tests that ask for it. It asks for a token as a command's own does: a
+    process keeps the way of its first Ray, and workers that have another cannot hand their blocks back to it."""
     import ray  # only the tests that need it pay for the import
 
     own_ray_token()
