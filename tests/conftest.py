@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from algospace.ray_token import own_ray_token
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -29,19 +27,12 @@ def data_root() -> Path:
     return root
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with tests on the shared Ray come last, so that it starts once and nobody else meets it."""
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in on_ray)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs for all tests that ask for it. It asks for a token as a command's own does: a
-    process keeps the way of its first Ray, and workers that have another cannot hand their blocks back to it."""
+    """A local Ray of two CPUs, without token authentication; shut down behind the module's last test."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray  # only the tests that need it pay for the import
 
-    own_ray_token()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
