@@ -208,7 +208,7 @@ def test_a_revocation_that_could_not_be_read_once_is_read_again(tmp_path: Path,
 @pytest.mark.parametrize("back", [False, True])
 def test_a_list_that_is_taken_away_while_it_is_read_is_no_empty_one(tmp_path: Path, back: bool) -> None:
     site = Site(tmp_path)
-    token = site.sign()
+    token = site.issuer.issue("ann", "trader", 60)[0].encode()
     revoke(site.revoked, user="ann")
     assert site.refuses(token)
     revoke(site.revoked, user="bob")  # there is something new to read
