@@ -86,12 +86,11 @@ class HubBody:
                        questions: Sequence[Question]) -> tuple[list[Any], Update]:
         """Number these events, but for those that this replica has told before; what the table of answers
         (serving.idempotency) says to each question, in order; and the news there is, without waiting for any."""
-        heard = self._heard.get(at.replica, -1)
         for event in events:
-            if event.number > heard:
+            if event.number > self._heard.get(at.replica, -1):
                 self._log.append(event.topic, event.ts_ns, event.data)
+                self._heard[at.replica] = event.number  # each at once: one behind it may be refused
         if events:
-            self._heard[at.replica] = max(heard, events[-1].number)
             self._tell()
         asked: dict[str, Callable[..., Settled]] = {"find": self._answers.find, "settle": self._answers.settle}
         return [asked[name](*about) for name, about in questions], self._update(at)

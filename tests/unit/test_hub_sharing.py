@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ from serving.idempotency import Key, StoredAnswer
 from serving.lifecycle import LifecycleSettings, NotSwitched, Order
 from serving.routes import model
 from serving.service import AppSettings, Service
-from serving.stream import StreamSettings
+from serving.stream import EventLog, StreamSettings
 from tests.hub_remote import Remote, until
 from tests.serving_market import random_bundle
 
@@ -38,6 +39,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
 
 def opened(bundle: Bundle, actor: Remote) -> HubLink:
     return HubLink(Service(bundle, SETTINGS), actor)
+
+
+def trades(log: EventLog) -> list[int]:
+    """The numbers of the trades that it holds."""
+    return [event.data["n"] for event in log.after(log.first - 1, 99) if event.topic == "trade"]
 
 
 def test_replicas_are_one_service(bundles: list[Bundle]) -> None:
@@ -96,8 +102,7 @@ def test_what_is_published_while_the_hub_is_away_comes_later(bundles: list[Bundl
         await asyncio.sleep(0.05)
         actor.away = False
         await until(lambda: service.hub.log.seq >= 21)
-        told = [e.data["n"] for e in service.hub.log.after(service.hub.log.first - 1, 99) if e.topic == "trade"]
-        assert told == list(range(20))
+        assert trades(service.hub.log) == list(range(20))
         await link.stop()
 
     asyncio.run(play())
@@ -114,10 +119,6 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
         await link.start()
         service = link._service
 
-        def trades() -> list[int]:
-            log = service.hub.log
-            return [e.data["n"] for e in log.after(log.first - 1, 99) if e.topic == "trade"]
-
         for n, (call, task) in enumerate((("exchange", "exchange"), ("poll", "receive"))):
             actor.faults[call] = 2
             service.hub.publish("trade", {"n": n})
@@ -125,7 +126,7 @@ def test_an_error_of_the_link_is_repaired_and_the_replica_not_ready_meanwhile(
             assert "link" in str(service.not_ready())
             service.life.check()  # decisions need no link
             await until(lambda: service.not_ready() is None)
-            await until(lambda n=n: trades() == list(range(n + 1)))  # once, and not lost
+            await until(lambda n=n: trades(service.hub.log) == list(range(n + 1)))  # once, and not lost
         actor.faults["exchange"] = 3  # whatever it is, it must not stand in the way of the rest for ever
         service.hub.publish("trade", {"n": 2})
         await until(lambda: link.lost == 1)
@@ -197,9 +198,35 @@ def test_what_the_actor_has_heard_counts_once_however_late_it_says_so(
             await asyncio.sleep(0.02)
         await until(lambda: any(e.data == {"n": 8} for e in actor.body._log.after(0, 99)))
         await asyncio.sleep(0.1)
-        for log in (actor.body._log, service.hub.log):
-            told = [e.data["n"] for e in log.after(log.first - 1, 99) if e.topic == "trade"]
-            assert told == list(range(9))
+        assert trades(actor.body._log) == trades(service.hub.log) == list(range(9))
+        await link.stop()
+
+    asyncio.run(play())
+
+
+def test_events_before_one_that_the_actor_refuses_count_once(bundles: list[Bundle],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        actor = Remote(SETTINGS)
+        link = opened(bundles[0], actor)
+        await link.start()
+        log, append = actor.body._log, actor.body._log.append
+        refusals = [2, 2]
+
+        def refusing(topic: str, ts_ns: int, data: dict[str, Any]) -> Any:
+            if topic == "trade" and data["n"] in refusals:
+                refusals.remove(data["n"])
+                raise ValueError("no event")
+            return append(topic, ts_ns, data)
+
+        monkeypatch.setattr(log, "append", refusing)
+        actor.away = True  # so that all go in one
+        for number in range(4):
+            link._service.hub.publish("trade", {"n": number})
+        await asyncio.sleep(0.05)
+        actor.away = False
+        await until(lambda: len(trades(log)) >= 4)
+        assert trades(log) == list(range(4))
         await link.stop()
 
     asyncio.run(play())
