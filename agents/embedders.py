@@ -224,7 +224,7 @@ class SlidingBlock(EncoderBlock):
         return attended.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, heads, -1, size)[:, :, :rows]
 
     def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """(B, heads, Q, size), twice (B, heads, K, size) -> (B, heads, Q, size); the last of each are one row."""
+        """(B, heads, Q, size), twice (B, heads, K, size) -> (B, heads, Q, size); all end with the same row."""
         bias = self.bias[None, :, -queries.shape[2]:, -keys.shape[2]:]
         return nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
 
