@@ -56,9 +56,9 @@ class ExplainDesk:
             return await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
         except BundleError as error:
             _LOG.error("no_explanation", model=bundle.id, error=str(error))
-            raise Refused(503, f"the networks of model {bundle.id[:12]} cannot be opened: its files are no longer those "
-                               f"that it decides by, or were exported by another version, which the log tells; put "
-                               f"them back, switch to the folder's model, or export it again") from None
+            raise Refused(503, f"the networks of model {bundle.id[:12]} cannot be opened: its files are not those "
+                               f"that it decides by, or of another version (the log says which); put them back, "
+                               f"switch to the folder's model, or export it again") from None
         except TimeoutError:
             raise Refused(504, f"no explanation within {self.settings.timeout_s:g} s") from None
         finally:
